@@ -1,0 +1,236 @@
+"""Typed configuration of the model: features, towers, loss, training, compression, retrieval.
+
+Every record refuses unknown keys and values out of range. `pipeline.config` composes these
+records with those of `components.config`; TFX carries them as JSON text and the executors
+rebuild the typed objects with `Model.model_validate_json`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Record(BaseModel):
+    """Base of all configuration records: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeatureSpec(Record):
+    """One feature of an item (candidate tower) or a user (query tower).
+
+    Attributes:
+        name: Name of the feature, also the name of the serving input when `tower` is `query`.
+        kind: How it is transformed: `categorical` (one value, vocabulary), `multi_valued` (a list,
+            vocabulary), `numeric`, `timestamp` (seconds; hour, weekday and recency), `text`
+            (word n-grams, hashed).
+        tower: Which tower reads it.
+        column: Column of `items.*` or `users.*`; the name when empty.
+        embedding_dim: Width of each embedding vector.
+        vocabulary_size: Largest vocabulary, or number of hash buckets for `text`.
+        oov_buckets: Buckets for values outside the vocabulary.
+        normalization: Of a `numeric` feature.
+        num_buckets: Quantile buckets of a `numeric` feature with `bucketize`.
+        ngrams: Longest word n-gram of `text`.
+        max_values: Values kept of a `multi_valued` or `text` feature.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: Literal["categorical", "multi_valued", "numeric", "timestamp", "text"]
+    tower: Literal["candidate", "query"]
+    column: str = ""
+    embedding_dim: int = Field(16, ge=1, le=1024)
+    vocabulary_size: int = Field(10_000, ge=1, le=10_000_000)
+    oov_buckets: int = Field(1, ge=1, le=100_000)
+    normalization: Literal["zscore", "log", "bucketize"] = "zscore"
+    num_buckets: int = Field(10, ge=2, le=1000)
+    ngrams: int = Field(1, ge=1, le=3)
+    max_values: int = Field(24, ge=1, le=512)
+
+    @property
+    def source_column(self) -> str:
+        """Column of the raw table that holds the feature."""
+        return self.column or self.name
+
+    @property
+    def raw_name(self) -> str:
+        """Key of the raw value in the examples SequenceGen writes: `item_…` or `user_…`."""
+        return f"{'item' if self.tower == 'candidate' else 'user'}_{self.source_column}"
+
+    @property
+    def transformed_name(self) -> str:
+        """Key of the transformed value: `candidate_…` or `query_…`."""
+        return f"{self.tower}_{self.name}"
+
+
+class ModelConfig(Record):
+    """Shape of the two towers.
+
+    Attributes:
+        embedding_dim: Width of query and candidate vectors.
+        history_encoder: How the query tower reads the history.
+        num_layers: Blocks of the encoder.
+        num_heads: Attention heads; must divide `embedding_dim`.
+        feed_forward_multiplier: Hidden units of a block's feed-forward part ÷ `embedding_dim`.
+        max_history_length: Newest items the encoder reads, in training and serving.
+        dropout: Of the encoder.
+        id_dropout: Share of items whose id embedding is hidden per training step, so that content
+            alone must carry them (cold items).
+        use_item_ids: False trains content features only.
+        normalize: L2-normalise query and candidate vectors.
+        popularity_prior: Adds a learnt multiple of log popularity to every score.
+    """
+
+    embedding_dim: int = Field(64, ge=4, le=1024)
+    history_encoder: Literal["mean", "wide", "gru", "transformer", "hstu"] = "transformer"
+    num_layers: int = Field(2, ge=1, le=16)
+    num_heads: int = Field(2, ge=1, le=16)
+    feed_forward_multiplier: int = Field(4, ge=1, le=8)
+    max_history_length: int = Field(200, ge=1, le=4096)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    id_dropout: float = Field(0.0, ge=0, lt=1)
+    use_item_ids: bool = True
+    normalize: bool = False
+    popularity_prior: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}; choose a divisor"
+            )
+        return self
+
+
+class LossConfig(Record):
+    """Training loss.
+
+    Attributes:
+        kind: `full_softmax` scores every item; `sampled_softmax` scores `num_negatives` shared
+            negatives; `in_batch` uses `tfrs.tasks.Retrieval`; `gbce` is gSASRec's.
+        num_negatives: Negatives per batch (`sampled_softmax`) or per position (`gbce`).
+        negative_sampling: Where sampled negatives come from.
+        logq_correction: Subtract the log sampling probability (Yi et al., RecSys 2019).
+        temperature: Divides the logits.
+        gbce_calibration: The `t` of gBCE (Petrov and Macdonald, RecSys 2023).
+        full_softmax_limit: Largest catalogue for `full_softmax`; above it `sampled_softmax` is used.
+    """
+
+    kind: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce"] = "full_softmax"
+    num_negatives: int = Field(512, ge=1, le=65_536)
+    negative_sampling: Literal["uniform", "frequency", "mixed"] = "uniform"
+    logq_correction: bool = True
+    temperature: float = Field(1.0, gt=0, le=100)
+    gbce_calibration: float = Field(0.75, ge=0, le=1)
+    full_softmax_limit: int = Field(100_000, ge=1)
+
+
+class TrainingConfig(Record):
+    """How the model is fitted.
+
+    Attributes:
+        strategy: `tf.distribute` strategy; `mirrored` uses every visible GPU and one device where
+            there is at most one.
+        epochs: Upper bound.
+        batch_size: Sequences in a global batch.
+        learning_rate: Peak rate of Adam.
+        schedule: Of the learning rate after the warm-up.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: Decoupled weight decay; 0 = Adam.
+        clip_norm: Global gradient norm limit; 0 = none.
+        early_stopping_patience: Validations without a better ndcg@10; 0 = never stop early.
+        validate_every_epochs: Epochs between validations.
+        validation_users: Users sampled for validation during training; 0 = all.
+        max_train_seconds: Wall-clock budget, 0 = none. The schedule decays over it.
+        windows: Cut long histories into windows so that every event is trained on.
+        refit: After choosing the number of epochs on validation, fit again on all events.
+        mixed_precision: Precision of the encoder; logits and loss stay float32.
+        jit_compile: XLA.
+        seed: Of weights, shuffling and dropout.
+    """
+
+    strategy: Literal["one_device", "mirrored", "multi_worker_mirrored"] = "mirrored"
+    epochs: int = Field(20, ge=1, le=10_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    clip_norm: float = Field(0.0, ge=0)
+    early_stopping_patience: int = Field(3, ge=0)
+    validate_every_epochs: int = Field(1, ge=1)
+    validation_users: int = Field(0, ge=0)
+    max_train_seconds: float = Field(0.0, ge=0)
+    windows: bool = True
+    refit: bool = False
+    mixed_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    jit_compile: bool = False
+    seed: int = Field(42, ge=0)
+
+
+class CompressionConfig(Record):
+    """What the Compressor tries and what it may cost.
+
+    Attributes:
+        variants: Names of variants to try beside `float32`, cheapest search order first. A `+` joins
+            techniques: `prune50+int8`.
+        max_loss: Relative loss of ndcg@10 allowed against `float32`.
+        max_slice_loss: The same for the worst slice.
+        fine_tune_epochs: Epochs after pruning or of quantisation-aware training.
+        max_seconds: Wall-clock budget of the search; variants not reached are reported as such.
+        quality_users: Users sampled for the quality measurement; 0 = all.
+        latency_requests: Requests timed for each variant.
+        num_threads: Threads of the measuring server process.
+    """
+
+    variants: tuple[str, ...] = ("int8", "prune50+int8", "qat+int8")
+    max_loss: float = Field(0.01, ge=0, le=1)
+    max_slice_loss: float = Field(0.03, ge=0, le=1)
+    fine_tune_epochs: int = Field(1, ge=1, le=100)
+    max_seconds: float = Field(600, gt=0)
+    quality_users: int = Field(2000, ge=0)
+    latency_requests: int = Field(200, ge=10)
+    num_threads: int = Field(1, ge=1)
+
+
+class RetrievalConfig(Record):
+    """Top-k in the served graph.
+
+    Attributes:
+        method: `auto` is exact up to `exact_limit` candidates, partitioned above.
+        exact_limit: Crossover of `auto`.
+        recall_target: Recall@10 against exact search that a partitioned index must reach.
+        default_k: Results of `serving_default`.
+    """
+
+    method: Literal["auto", "exact", "partitioned"] = "auto"
+    exact_limit: int = Field(30_000, ge=1)
+    recall_target: float = Field(0.95, gt=0, le=1)
+    default_k: int = Field(100, ge=1, le=1000)
+
+
+class TwoTowerConfig(Record):
+    """All that run_fn, preprocessing_fn and the Compressor need to know."""
+
+    features: tuple[FeatureSpec, ...] = ()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    compression: CompressionConfig = CompressionConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> TwoTowerConfig:
+        seen: set[tuple[str, str]] = set()
+        for feature in self.features:
+            key = (feature.tower, feature.name)
+            if key in seen:
+                raise ValueError(f"feature {feature.name!r} of the {feature.tower} tower is declared twice")
+            seen.add(key)
+        return self
+
+    def tower_features(self, tower: str) -> tuple[FeatureSpec, ...]:
+        """Features of one tower, in the order of the preset."""
+        return tuple(f for f in self.features if f.tower == tower)
