@@ -1,1 +1,1 @@
-"""pipeline."""
+"""Composition of the pipeline: configuration, presets, runners, report and the `tandem` command."""

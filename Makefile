@@ -1,0 +1,45 @@
+# Thin wrappers: each target runs the command a user would type. `make help` lists them.
+PYTHON ?= python3.11
+VENV   := .venv
+TANDEM := $(VENV)/bin/tandem
+OUTPUT ?= runs/quickstart
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install run test lint bench clean
+
+help:     ## List the targets
+	@grep -E '^[a-z_-]+: .*##|^[a-z_-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+install: $(STAMP)  ## Create .venv and install the locked environment
+
+# pip alone suffices; where uv is at hand it does the same from the same lock, faster.
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@if $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then \
+		echo "Installing the locked environment (uv) ..."; \
+		$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -r requirements.txt && \
+		$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -e . ; \
+	else \
+		echo "Installing the locked environment (pip) ..."; \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt && \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . ; \
+	fi
+	@touch $(STAMP)
+
+run: install  ## Generate the sample marketplace, run the pipeline, ask the served model
+	$(TANDEM) run quickstart --output $(OUTPUT)
+
+test: install  ## Run the tests (distributed, serving and end-to-end ones included)
+	$(VENV)/bin/python -m pytest
+
+lint: install  ## Format check, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: install  ## Run the benchmarks (long); figures and commands are in benchmarks/README.md
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+clean:    ## Remove the environment, caches and runs
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Runners: where and how the nodes of the pipeline are executed."""
