@@ -183,7 +183,7 @@ def _in_fork(name: str, work: Callable[[], dict[str, Any]], log_file: Path, show
     os.close(output_write)
     os.close(result_write)
     try:
-        outcome = _follow(output_read, result_read, show)
+        outcome = _follow(pid, output_read, result_read, show)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -257,22 +257,36 @@ def _message(error: BaseException) -> str:
     return text.split(" [while running ")[0].strip()
 
 
-def _follow(output: int, result: int, show: Callable[[str], None]) -> dict[str, Any] | None:
-    """Shows the child's lines until both pipes close; returns its outcome, None if it sent none."""
+def _follow(pid: int, output: int, result: int, show: Callable[[str], None]) -> dict[str, Any] | None:
+    """Shows the child's lines until it ends; returns its outcome, None if it sent none.
+
+    The end is the child's exit, not the end of its output: a process that it started may hold the pipe.
+    """
     buffers = {output: b"", result: b""}
-    with selectors.DefaultSelector() as selector:
-        for descriptor in buffers:
-            selector.register(descriptor, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                chunk = os.read(key.fd, 65536)
-                if not chunk:
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    continue
-                buffers[key.fd] += chunk
-                if key.fd == output:
-                    *lines, buffers[output] = buffers[output].split(b"\n")
-                    for line in lines:
-                        show(line.decode(errors="replace").rstrip())
+    child = os.pidfd_open(pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (*buffers, child):
+                selector.register(descriptor, selectors.EVENT_READ)
+            ended = False
+            while not ended or len(selector.get_map()) > 1:
+                events = selector.select(timeout=0 if ended else None)
+                if ended and all(key.fd == child for key, _ in events):
+                    break  # Nothing left to read.
+                for key, _ in events:
+                    if key.fd == child:
+                        ended = True
+                        continue
+                    chunk = os.read(key.fd, 65536)
+                    if not chunk:
+                        selector.unregister(key.fd)
+                        continue
+                    buffers[key.fd] += chunk
+                    if key.fd == output:
+                        *lines, buffers[output] = buffers[output].split(b"\n")
+                        for line in lines:
+                            show(line.decode(errors="replace").rstrip())
+    finally:
+        for descriptor in (child, *buffers):
+            os.close(descriptor)
     return json.loads(buffers[result]) if buffers[result] else None

@@ -1,0 +1,1 @@
+"""What the subcommands of `tandem` do; `pipeline.cli` only parses and calls."""

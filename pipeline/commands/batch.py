@@ -1,0 +1,155 @@
+"""`tandem batch`: offline answers of a SavedModel for a table of requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.errors import InputError
+
+_BATCH_SIZE = 256
+_SIGNATURE = "recommend"
+_OUTPUT_SCHEMA = pa.schema(
+    [("user_id", pa.string()), ("item_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
+)
+
+
+def find_model(directory: Path) -> Path:
+    """The SavedModel in a folder: the folder itself or its newest version.
+
+    Args:
+        directory: A version folder, or a base path of version folders as TensorFlow Serving reads it.
+
+    Raises:
+        InputError: Neither holds a SavedModel.
+    """
+    if (directory / "saved_model.pb").is_file():
+        return directory
+    versions = [path for path in directory.glob("*/") if path.name.isdigit() and (path / "saved_model.pb").is_file()]
+    if versions:
+        return max(versions, key=lambda path: int(path.name))
+    if not directory.is_dir():
+        raise InputError(f"--model {directory}: no such folder")
+    raise InputError(
+        f"--model {directory}: holds neither saved_model.pb nor version folders; "
+        "give a pushed version, e.g. runs/quickstart/serving/quickstart"
+    )
+
+
+def answer_requests(model: Path, requests: Path, output: Path, k: int, batch_size: int = _BATCH_SIZE) -> int:
+    """Answers every request with the model's `recommend` signature.
+
+    Args:
+        model: SavedModel or base path of versions.
+        requests: Parquet with `user_id`, `history` (list of item ids, oldest first) and, where the
+            signature has them, user features under their own names and `exclude` (list of item ids).
+        output: Parquet to write: `user_id`, `item_id`, `rank` (from 1), `score`; replaced as a whole.
+        k: Results per request.
+        batch_size: Requests per call.
+
+    Returns:
+        Number of requests answered.
+
+    Raises:
+        InputError: Unreadable or malformed requests, no model, or an output that cannot be written.
+    """
+    if k < 1:
+        raise InputError(f"-k {k}: must be at least 1")
+    path = find_model(model)
+    table = _read_requests(requests)
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output {output}: {output.parent} is not a writable folder")
+    from models.keras import tf
+
+    loaded = tf.saved_model.load(str(path))
+    if _SIGNATURE not in loaded.signatures:
+        raise InputError(f"--model {path}: has no signature {_SIGNATURE!r}; it is no model of Tandem")
+    signature = loaded.signatures[_SIGNATURE]
+    inputs = signature.structured_input_signature[1]
+    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(aside, _OUTPUT_SCHEMA) as writer:
+            for rows in _batches(table, batch_size):
+                answer = signature(**_feed(rows, inputs, k, tf))
+                writer.write_table(_answer_table(rows["user_id"], answer))
+        os.replace(aside, output)
+    finally:
+        aside.unlink(missing_ok=True)
+    return table.num_rows
+
+
+def _read_requests(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise InputError(f"--requests {path}: no such file")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"--requests {path}: not a readable Parquet file ({error})") from error
+    for column in ("user_id", "history"):
+        if column not in table.column_names:
+            raise InputError(f"--requests {path}: column {column!r} is missing; it has {table.column_names}")
+    kind = table.schema.field("history").type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise InputError(f"--requests {path}: history must be a list of item ids (oldest first), not {kind}")
+    return table
+
+
+def _batches(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, batch_size):
+        yield table.slice(start, batch_size).combine_chunks()
+
+
+def _feed(rows: pa.Table, inputs: dict[str, Any], k: int, tf: Any) -> dict[str, Any]:
+    feed = {"k": tf.constant(k, tf.int32)}
+    for name, spec in inputs.items():
+        if name == "k":
+            continue
+        if name in ("history", "exclude"):
+            feed[name] = tf.constant(_padded(rows, name))
+        elif name in rows.column_names:
+            values = rows[name].to_pylist()
+            default: Any = "" if spec.dtype == tf.string else 0
+            column = [default if value is None else value for value in values]
+            if spec.shape.rank == 2:
+                column = _pad_lists([v if isinstance(v, list) else [v] for v in column], default)
+            feed[name] = tf.constant(column, spec.dtype)
+        else:  # A feature the table does not have is missing for every user.
+            shape = [rows.num_rows, *([1] * ((spec.shape.rank or 1) - 1))]
+            feed[name] = tf.fill(shape, tf.constant("" if spec.dtype == tf.string else 0, spec.dtype))
+    return feed
+
+
+def _padded(rows: pa.Table, name: str) -> np.ndarray:
+    """Ids `[B, L]`, `""` where a list is shorter than the longest of the batch."""
+    if name not in rows.column_names:
+        return np.full((rows.num_rows, 1), "", dtype=object)
+    lists = [[str(item) for item in items or [] if item is not None] for items in rows[name].to_pylist()]
+    return np.array(_pad_lists(lists, ""), dtype=object)
+
+
+def _pad_lists(lists: list[list[Any]], value: Any) -> list[list[Any]]:
+    width = max([1, *map(len, lists)])
+    return [items + [value] * (width - len(items)) for items in lists]
+
+
+def _answer_table(users: pa.ChunkedArray, answer: dict[str, Any]) -> pa.Table:
+    ids, scores = answer["item_ids"].numpy(), answer["scores"].numpy()
+    valid = ids != b""
+    users_array = np.array([str(user) for user in users.to_pylist()], dtype=object)
+    row, column = np.nonzero(valid)
+    rank = (np.cumsum(valid, axis=1)[row, column]).astype(np.int32)
+    return pa.table(
+        {
+            "user_id": pa.array(users_array[row], pa.string()),
+            "item_id": pa.array([item.decode() for item in ids[row, column]], pa.string()),
+            "rank": pa.array(rank, pa.int32()),
+            "score": pa.array(scores[row, column], pa.float32()),
+        },
+        schema=_OUTPUT_SCHEMA,
+    )
