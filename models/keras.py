@@ -1,25 +1,12 @@
-"""The one place that selects Keras 2, which TFRS and TFMOT need.
+"""TensorFlow with Keras 2: every module of Tandem that needs them imports them from here.
 
-TensorFlow 2.16 and later default to Keras 3; `tensorflow-recommenders` and
-`tensorflow-model-optimization` accept Keras 2 (`tf_keras`) only. The switch is an environment
-variable that is read when TensorFlow is first imported, so every module of Tandem that needs
-TensorFlow imports it from here:
-
-    from models.keras import keras, tf
+from models.keras import keras, tf
 """
 
 import os
-import sys
 
-_SWITCH = "TF_USE_LEGACY_KERAS"
+import models.legacy_keras  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
-if os.environ.get(_SWITCH) != "1":
-    if "tensorflow" in sys.modules:
-        raise ImportError(
-            f"TensorFlow was imported before {_SWITCH}=1 was set, so Keras 3 is active. "
-            "Import `models.keras` (or any Tandem module) before `tensorflow`."
-        )
-    os.environ[_SWITCH] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf  # noqa: E402

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from components.config import DataConfig, EvaluationConfig
 from components.errors import InputError
@@ -85,6 +85,11 @@ class RunConfig(Record):
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        self.two_tower()
+        return self
 
     def two_tower(self, *sections: str) -> TwoTowerConfig:
         """The model's configuration with only the named sections set.

@@ -67,3 +67,23 @@ class Console:
             yield progress
         finally:
             progress.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.rich.print(escape(text), highlight=False)
+
+    def fail(self, text: str) -> None:
+        """Prints a failure."""
+        self.rich.print(f"[red]{escape(text)}[/red]", highlight=False)
+
+    @contextlib.contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Frames work without a node of its own."""
+        started = time.perf_counter()
+        if self.rich.is_terminal:
+            with self.rich.status(text):
+                yield
+        else:
+            self.say(f"{text} ...")
+            yield
+        self.say(f"{text}: {time.perf_counter() - started:.1f} s")

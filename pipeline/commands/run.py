@@ -1,0 +1,117 @@
+"""`tandem run`: data, pipeline, report, and a first answer of the served model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.errors import InputError
+from pipeline.config import RunConfig, load_config
+from pipeline.paths import RunPaths
+from pipeline.runners.console import Console
+from pipeline.runners.local import NodeError, NodeResult, run_lock, run_pipeline
+
+_EXIT_PUSHED, _EXIT_FAULT, _EXIT_REFUSED = 0, 1, 3
+
+
+def run(
+    preset: str,
+    *,
+    data: Path | None = None,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    ask: bool = True,
+) -> int:
+    """Runs the pipeline of a preset on a data set.
+
+    Args:
+        preset: Preset name or TOML file.
+        data: Data set folder; the preset's generated data when None.
+        output: Run folder; `runs/<name>` when None.
+        overrides: `key=value` settings on top of the preset.
+        ask: Start a server on the pushed model and ask it at the end.
+
+    Returns:
+        Exit code: 0 a model was pushed, 3 the gate refused it, 1 a node failed.
+
+    Raises:
+        InputError: Bad preset, data or output folder.
+    """
+    started = time.perf_counter()
+    console = Console()
+    config = load_config(preset, overrides)
+    root = (output or Path("runs") / config.name).resolve()
+    if data is None and not config.data.generate:
+        raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
+    paths = RunPaths(root=root, data=(data.resolve() if data else root / "data"), name=config.name)
+    if data is not None:
+        _check_data(paths, config)  # Before anything is written.
+    paths.create()
+    with run_lock(paths.root):
+        if data is None:
+            _generate(paths, config, console)
+            _check_data(paths, config)
+        console.say(f"Preset {config.name}, data {paths.data}, output {paths.root}")
+        try:
+            results = _run_nodes(config, paths, console)
+        except NodeError as error:
+            console.fail(str(error))
+            return _EXIT_FAULT
+        return _conclude(config, paths, results, console, ask=ask, seconds=time.perf_counter() - started)
+
+
+def _check_data(paths: RunPaths, config: RunConfig) -> None:
+    from components.arrow_example_gen.preflight import check_dataset
+
+    check_dataset(paths.data, config.data, config.features)
+
+
+def _generate(paths: RunPaths, config: RunConfig, console: Console) -> None:
+    """Generates the preset's data unless the folder holds just that already."""
+    from pipeline.datasets import generate as generator
+
+    arguments = dict(config.data.generate)
+    code = hashlib.sha256(Path(generator.__file__).read_bytes()).hexdigest()
+    stamp = json.dumps({"arguments": arguments, "code": code}, sort_keys=True)
+    marker = paths.data / "generated.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
+        return
+    if paths.data.exists():
+        shutil.rmtree(paths.data)
+    console.say(f"Generating {arguments.get('interactions', '')} interactions in {paths.data}")
+    generator.generate(paths.data, **arguments)
+    marker.write_text(stamp, encoding="utf-8")
+
+
+def _run_nodes(config: RunConfig, paths: RunPaths, console: Console) -> list[NodeResult]:
+    with console.busy("Loading TensorFlow and TFX"):
+        from pipeline.pipeline import create_pipeline
+        from pipeline.runners.local import preload
+
+        preload()
+        pipeline = create_pipeline(config, paths)
+    return run_pipeline(pipeline, paths.logs, console)
+
+
+def _conclude(
+    config: RunConfig, paths: RunPaths, results: list[NodeResult], console: Console, *, ask: bool, seconds: float
+) -> int:
+    from pipeline.commands.summary import print_summary
+    from pipeline.report import write_report
+
+    report = write_report(paths, config, results)
+    print_summary(report, results, seconds, console)
+    if report.pushed and ask:
+        from pipeline.commands.ask import ask_served_model
+
+        ask_served_model(paths, console)
+    console.say(f"\nReport       {paths.root / 'report.html'}")
+    console.say(f"TensorBoard  tensorboard --logdir {paths.tensorboard}")
+    if not report.pushed:
+        console.fail("No model was pushed: the gate refused it. The reasons are above and in the report.")
+        return _EXIT_REFUSED
+    return _EXIT_PUSHED
