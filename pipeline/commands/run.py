@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from components.errors import InputError
+from pipeline.commands.data import check_data, generate_data
 from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths
 from pipeline.runners.console import Console
@@ -49,12 +47,13 @@ def run(
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
     paths = RunPaths(root=root, data=(data.resolve() if data else root / "data"), name=config.name)
     if data is not None:
-        _check_data(paths, config)  # Before anything is written.
+        check_data(paths, config)  # Before anything is written.
     paths.create()
     with run_lock(paths.root):
         if data is None:
-            _generate(paths, config, console)
-            _check_data(paths, config)
+            if generate_data(paths, config):
+                console.say(f"Generated a marketplace in {paths.data}")
+            check_data(paths, config)
         console.say(f"Preset {config.name}, data {paths.data}, output {paths.root}")
         try:
             results = _run_nodes(config, paths, console)
@@ -62,29 +61,6 @@ def run(
             console.fail(str(error))
             return _EXIT_FAULT
         return _conclude(config, paths, results, console, ask=ask, seconds=time.perf_counter() - started)
-
-
-def _check_data(paths: RunPaths, config: RunConfig) -> None:
-    from components.arrow_example_gen.preflight import check_dataset
-
-    check_dataset(paths.data, config.data, config.features)
-
-
-def _generate(paths: RunPaths, config: RunConfig, console: Console) -> None:
-    """Generates the preset's data unless the folder holds just that already."""
-    from pipeline.datasets import generate as generator
-
-    arguments = dict(config.data.generate)
-    code = hashlib.sha256(Path(generator.__file__).read_bytes()).hexdigest()
-    stamp = json.dumps({"arguments": arguments, "code": code}, sort_keys=True)
-    marker = paths.data / "generated.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
-        return
-    if paths.data.exists():
-        shutil.rmtree(paths.data)
-    console.say(f"Generating {arguments.get('interactions', '')} interactions in {paths.data}")
-    generator.generate(paths.data, **arguments)
-    marker.write_text(stamp, encoding="utf-8")
 
 
 def _run_nodes(config: RunConfig, paths: RunPaths, console: Console) -> list[NodeResult]:
