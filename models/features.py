@@ -1,0 +1,98 @@
+"""What one declared feature looks like after Transform: dtype, width and table size.
+
+`preprocessing_fn` writes these columns, `input_pipeline` reads them, the towers embed them; this is
+the one place that says how a `FeatureSpec` maps to a column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.config import FeatureSpec
+
+HOURS = 24
+WEEKDAYS = 7
+RECENCY_BUCKETS = 16
+TIMESTAMP_PARTS = 3
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """A transformed feature as the towers see it.
+
+    Attributes:
+        name: Key of the transformed value (`candidate_…` or `query_…`).
+        width: Values per row after padding.
+        num_ids: Rows of the embedding table, the padding id 0 included; 0 for a float column.
+        embedding_dim: Width of each embedding vector; 1 for a float column.
+    """
+
+    name: str
+    width: int
+    num_ids: int
+    embedding_dim: int
+
+    @property
+    def is_numeric(self) -> bool:
+        """True for a float column, False for a column of ids."""
+        return self.num_ids == 0
+
+
+def vocabulary_filename(spec: FeatureSpec) -> str:
+    """Name of the vocabulary that Transform writes for a categorical or multi-valued feature."""
+    return f"vocabulary_{spec.transformed_name}"
+
+
+def uses_vocabulary(spec: FeatureSpec) -> bool:
+    """True for kinds whose ids come from a vocabulary learnt by Transform."""
+    return spec.kind in ("categorical", "multi_valued")
+
+
+def feature_width(spec: FeatureSpec) -> int:
+    """Values per row after padding."""
+    if spec.kind in ("multi_valued", "text"):
+        return spec.max_values
+    return TIMESTAMP_PARTS if spec.kind == "timestamp" else 1
+
+
+def feature_column(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int] | None = None) -> FeatureColumn:
+    """Layout of one feature.
+
+    Args:
+        spec: The declared feature.
+        vocabulary_sizes: Words that Transform really found, by vocabulary file name; the declared
+            upper bound is used for a vocabulary that is not in it.
+    """
+    if spec.kind == "numeric" and spec.normalization != "bucketize":
+        return FeatureColumn(spec.transformed_name, 1, 0, 1)
+    if uses_vocabulary(spec):
+        known = (vocabulary_sizes or {}).get(vocabulary_filename(spec), spec.vocabulary_size)
+        num_ids = known + spec.oov_buckets
+    elif spec.kind == "text":
+        num_ids = spec.vocabulary_size
+    elif spec.kind == "timestamp":
+        num_ids = HOURS + WEEKDAYS + RECENCY_BUCKETS
+    else:
+        num_ids = spec.num_buckets
+    return FeatureColumn(spec.transformed_name, feature_width(spec), num_ids + 1, spec.embedding_dim)
+
+
+def recency_bucket(age_days: float) -> int:
+    """Logarithmic bucket of an age: 0 for less than a day, then doubling (reference of the graph's formula)."""
+    return min(RECENCY_BUCKETS - 1, int(math.floor(math.log2(max(age_days, 0.0) + 1.0))))
+
+
+__all__ = [
+    "HOURS",
+    "RECENCY_BUCKETS",
+    "TIMESTAMP_PARTS",
+    "WEEKDAYS",
+    "FeatureColumn",
+    "feature_column",
+    "feature_width",
+    "recency_bucket",
+    "uses_vocabulary",
+    "vocabulary_filename",
+]
