@@ -1,0 +1,188 @@
+"""How item vectors are stored and read in the served graph: float32, bfloat16, int8 or int4.
+
+One table serves both uses of a vector: the history gathers a few of them, the retrieval scans all
+of them. Vectors lie transposed, `(dim, num_columns)`: the scan is then a plain `matmul(q, table)`,
+which is 2 to 5 times faster on a CPU than `transpose_b`, and the gather reads columns from the same
+memory. Both read the variable densely: mixing `ResourceGather` with dense reads would make
+TensorFlow copy the variable on every dense read.
+
+Integers carry one float scale per row and are widened to float32 in the graph; products accumulate in
+float32, so the scores are exact for the stored vectors and need no re-rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from models.compression.errors import CompressionError
+from models.keras import tf
+
+
+class VectorTable(tf.Module):
+    """Item vectors in the served graph; row r is column r of the stored matrix.
+
+    Attributes:
+        num_columns: Columns of the matrix; `num_rows` rounded up with zero vectors.
+        dim: Width of a vector.
+    """
+
+    def __init__(self, num_columns: int, dim: int) -> None:
+        super().__init__()
+        self.num_columns = num_columns
+        self.dim = dim
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        """Vectors `(..., dim)` float32 of `rows` (int32, any shape)."""
+        raise NotImplementedError
+
+    def scores(self, query: tf.Tensor) -> tf.Tensor:
+        """Inner products `(B, num_columns)` float32 of `query` `(B, dim)` with every row."""
+        raise NotImplementedError
+
+
+def _gather_columns(matrix: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Columns of `matrix` `(D, N)` as vectors `(..., D)` of the same dtype."""
+    flat = tf.reshape(rows, [-1])
+    columns = tf.transpose(tf.gather(matrix, flat, axis=1))
+    return tf.reshape(columns, tf.concat([tf.shape(rows), [matrix.shape[0]]], axis=0))
+
+
+class FloatTable(VectorTable):
+    """Vectors as float32 or bfloat16."""
+
+    def __init__(self, vectors: np.ndarray, dtype: tf.DType) -> None:
+        super().__init__(*vectors.shape)
+        self.matrix = tf.Variable(tf.cast(np.ascontiguousarray(vectors.T), dtype), trainable=False, name="vectors")
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.cast(_gather_columns(self.matrix.read_value(), rows), tf.float32)
+
+    def scores(self, query: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(query, tf.cast(self.matrix.read_value(), tf.float32))
+
+
+class Int8Table(VectorTable):
+    """Vectors as int8 with one scale per row: row = scale · integers, integers in [-127, 127]."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        super().__init__(*vectors.shape)
+        integers, scales = quantize_rows(vectors, levels=127)
+        self.matrix = tf.Variable(np.ascontiguousarray(integers.T), trainable=False, name="vectors_int8")
+        self.scales = tf.Variable(scales, trainable=False, name="vector_scales")
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        integers = tf.cast(_gather_columns(self.matrix.read_value(), rows), tf.float32)
+        return integers * tf.gather(self.scales.read_value(), rows)[..., tf.newaxis]
+
+    def scores(self, query: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(query, tf.cast(self.matrix.read_value(), tf.float32)) * self.scales.read_value()
+
+
+class Int4Table(VectorTable):
+    """Vectors as two 4-bit integers a byte: dimension d in the low half, d + dim/2 in the high half.
+
+    A nibble n stands for n - 8, in [-7, 7]. Each row's scale clips its largest values when that
+    lowers the squared error of the row.
+
+    Raises:
+        CompressionError: For an odd dimension, which does not pack.
+    """
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        super().__init__(*vectors.shape)
+        if self.dim % 2:
+            raise CompressionError(
+                f"int4 storage packs two dimensions into a byte, but embedding_dim = {self.dim} is odd; "
+                "use an even embedding_dim or int8"
+            )
+        integers, scales = quantize_rows(vectors, levels=7, clip_ratios=(1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5))
+        nibbles = (integers + 8).astype(np.uint8).T
+        half = self.dim // 2
+        packed = nibbles[:half] | (nibbles[half:] << 4)
+        self.matrix = tf.Variable(np.ascontiguousarray(packed), trainable=False, name="vectors_int4")
+        self.scales = tf.Variable(scales, trainable=False, name="vector_scales")
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        integers = tf.concat(_nibbles(_gather_columns(self.matrix.read_value(), rows)), axis=-1) - 8.0
+        return integers * tf.gather(self.scales.read_value(), rows)[..., tf.newaxis]
+
+    def scores(self, query: tf.Tensor) -> tf.Tensor:
+        low, high = _nibbles(self.matrix.read_value())
+        half = self.dim // 2
+        # The offset of 8 leaves the sum as 8 · Σq, so the matrix needs no subtraction.
+        products = tf.matmul(query[:, :half], low) + tf.matmul(query[:, half:], high)
+        return (products - 8.0 * tf.reduce_sum(query, axis=1, keepdims=True)) * self.scales.read_value()
+
+
+def _nibbles(packed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Low and high half of each byte of `packed` as float32 in [0, 15]."""
+    low = tf.bitwise.bitwise_and(packed, tf.constant(15, tf.uint8))
+    high = tf.bitwise.right_shift(packed, tf.constant(4, tf.uint8))
+    return tf.cast(low, tf.float32), tf.cast(high, tf.float32)
+
+
+def quantize_rows(
+    vectors: np.ndarray, levels: int, clip_ratios: tuple[float, ...] = (1.0,)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric integers and one scale per row of `vectors`.
+
+    Args:
+        vectors: Float array `(N, D)`, finite.
+        levels: Largest magnitude of an integer: 127 for int8, 7 for int4.
+        clip_ratios: Shares of a row's largest magnitude tried as its range; the one with the least
+            squared error wins.
+
+    Returns:
+        Integers int8 `(N, D)` in [-levels, levels] and scales float32 `(N,)`, zero for zero rows.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    peak = np.abs(vectors).max(axis=1) if vectors.size else np.zeros(len(vectors), np.float32)
+    best_error = np.full(len(vectors), np.inf, np.float32)
+    best_scale = np.zeros(len(vectors), np.float32)
+    best_integers = np.zeros(vectors.shape, np.int8)
+    for ratio in clip_ratios:
+        scale = (peak * np.float32(ratio / levels)).astype(np.float32)
+        divisor = np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
+        integers = np.clip(np.rint(vectors / divisor), -levels, levels)
+        error = np.square(integers * scale[:, None] - vectors).sum(axis=1)
+        better = error < best_error
+        best_error[better] = error[better]
+        best_scale[better] = scale[better]
+        best_integers[better] = integers[better].astype(np.int8)
+    return best_integers, best_scale
+
+
+STORAGES: dict[str, Callable[[np.ndarray], VectorTable]] = {
+    "float32": lambda vectors: FloatTable(vectors, tf.float32),
+    "bfloat16": lambda vectors: FloatTable(vectors, tf.bfloat16),
+    "int8": Int8Table,
+    "int4": Int4Table,
+}
+
+
+def make_table(vectors: np.ndarray, storage: str, *, multiple: int = 1) -> VectorTable:
+    """Stores `vectors` for serving.
+
+    Args:
+        vectors: Float array `(N, D)`; row 0 is padding.
+        storage: `float32`, `bfloat16`, `int8` or `int4`.
+        multiple: The rows are padded with zeros to a multiple of this.
+
+    Raises:
+        CompressionError: For an unknown storage, a wrong shape, or vectors that are not finite.
+    """
+    if storage not in STORAGES:
+        raise CompressionError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
+    vectors = np.asarray(vectors, np.float32)
+    if vectors.ndim != 2 or not len(vectors):
+        raise CompressionError(f"item vectors have shape {vectors.shape}; expected (rows, dim) with at least one row")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise CompressionError(
+            f"{int((~finite).sum())} of {len(vectors)} item vectors hold NaN or infinity, the first is row "
+            f"{int(np.argmin(finite))}; training diverged, so lower learning_rate or set clip_norm"
+        )
+    padding = -len(vectors) % multiple
+    return STORAGES[storage](np.pad(vectors, ((0, padding), (0, 0))))
