@@ -57,6 +57,10 @@ class ExactTopK(tf.Module):
         prior = np.pad(prior, (0, self.table.num_columns - len(live)), constant_values=-np.inf)
         self.bias = tf.Variable(prior.astype(np.float32), trainable=False, name="candidate_bias")
 
+    def vectors(self, rows: tf.Tensor) -> tf.Tensor:
+        """Stored vectors `(..., D)` float32 of `rows` int32; zeros for row 0."""
+        return self.table.gather(rows)
+
     def __call__(self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
         scores = self.table.scores(query) + self.bias.read_value()

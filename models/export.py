@@ -1,0 +1,284 @@
+"""Writes the served model: raw strings in, item ids out, in six signatures of stock TensorFlow ops.
+
+The signatures are public API (`docs`: the contract of the served model):
+
+| signature | inputs | outputs |
+|---|---|---|
+| `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), user features | `item_ids` (B, K), `scores` (B, K) |
+| `recommend_user` | `user_id` string (B,), `k` int32 () | the same |
+| `serving_default` | `examples` string (B,): tf.Examples with `history`, `exclude`, `user_<column>` | the same, k = default_k |
+| `embed_query` | as `recommend` | `embeddings` float (B, D) |
+| `embed_items` | `item_ids` string (B,) | `embeddings` float (B, D) |
+| `similar_items` | `item_ids` string (B,), `k` int32 () | as `recommend` |
+
+Items of the history and of `exclude` and retired items never come back. Only the newest
+`max_history_length` known items are encoded, all are excluded. Without a known item in the history the
+answer is the most popular items of the train split.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.config import TwoTowerConfig
+from models.keras import keras, tf
+from models.retrieval.build import build_retriever
+from models.retrieval.exact import checked_live
+from models.serving_graph.errors import ExportError
+from models.serving_graph.fallback import PopularityFallback
+from models.serving_graph.histories import newest_known
+from models.serving_graph.items import ItemTable
+from models.serving_graph.query_features import QueryFeatures
+from models.serving_graph.users import UserHistories, UserTable
+
+Answer = dict[str, tf.Tensor]
+
+_STRINGS = tf.TensorSpec([None], tf.string)
+_STRING_MATRIX = tf.TensorSpec([None, None], tf.string)
+_ROWS = tf.TensorSpec([None, None], tf.int32)
+_K = tf.TensorSpec([], tf.int32, name="k")
+
+
+class TrainedTowers(Protocol):
+    """What the export needs of a trained model; `models.two_tower.TwoTowerModel` is one."""
+
+    config: TwoTowerConfig
+    history_encoder: keras.Model
+
+    def candidate_vectors(self) -> Any: ...
+
+    def item_bias(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ServedTowers:
+    """The trained pieces that are served.
+
+    Attributes:
+        config: Of the model.
+        history_encoder: Functional Keras model, float or compressed.
+        vectors: Float `(N + 1, D)`; row 0 zeros.
+        bias: Float `(N + 1,)` added to every score.
+    """
+
+    config: TwoTowerConfig
+    history_encoder: keras.Model
+    vectors: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def of(cls, model: TrainedTowers) -> ServedTowers:
+        """The pieces of a trained model."""
+        vectors, bias = np.asarray(model.candidate_vectors()), np.asarray(model.item_bias())
+        return cls(model.config, model.history_encoder, vectors, bias)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """State of the items, by row.
+
+    Attributes:
+        live: Bool `(N + 1,)`; False = retired, never recommended.
+        train_events: `(N + 1,)` events in the train split; the order of the fallback.
+    """
+
+    live: np.ndarray
+    train_events: np.ndarray
+
+
+class ServedModel(tf.Module):
+    """State and computation behind the signatures.
+
+    Args:
+        towers: What was trained.
+        catalogue: State of the items.
+        users: Histories behind `recommend_user`.
+        transform_graph_dir: Output of Transform.
+        storage: Of the item vectors: `float32`, `bfloat16`, `int8`, `int4`.
+        folder: Scratch folder for asset files; must exist until the model is saved.
+    """
+
+    def __init__(
+        self,
+        towers: ServedTowers,
+        catalogue: Catalogue,
+        users: UserHistories,
+        *,
+        transform_graph_dir: str,
+        storage: str,
+        folder: str,
+    ) -> None:
+        super().__init__()
+        config = towers.config
+        self.items = ItemTable(item_vocabulary_file(transform_graph_dir))
+        _check_rows(self.items.num_rows, towers, catalogue)
+        live = checked_live(towers.vectors, catalogue.live)
+        self.query_features = QueryFeatures(config.tower_features("query"), transform_graph_dir)
+        self.users = UserTable(users, folder)
+        self.retriever = build_retriever(towers.vectors, live, towers.bias, config.retrieval, storage)
+        self.fallback = PopularityFallback(catalogue.train_events, live)
+        # Plain weights outside any tf.distribute scope; the Keras objects themselves are not tracked, so
+        # the SavedModel holds no Keras metadata and loads without Keras.
+        encoder = keras.models.clone_model(towers.history_encoder)
+        encoder.set_weights(towers.history_encoder.get_weights())
+        self.encoder_weights = list(encoder.weights)
+        self._max_length = config.model.max_history_length
+        self._default_k = config.retrieval.default_k
+        self._dim = towers.vectors.shape[1]
+        self._shared = _shared_functions(self, encoder)
+
+    def recommend(self, history: tf.Tensor, exclude: tf.Tensor, k: tf.Tensor, features: Mapping[str, Any]) -> Answer:
+        """Answers raw histories; `features` are encoder inputs."""
+        rows = self.items.rows(history)
+        excluded = tf.concat([rows, self.items.rows(exclude)], axis=1)
+        return self._shared.answer(newest_known(rows, self._max_length), excluded, k, dict(features))
+
+    def recommend_user(self, user_id: tf.Tensor, k: tf.Tensor) -> Answer:
+        """Answers from stored histories."""
+        index = self.users.index(user_id)
+        rows = self.users.histories(index)
+        return self._shared.answer(rows[:, -self._max_length :], rows, k, self.users.features(index))
+
+    def recommend_examples(self, examples: tf.Tensor) -> Answer:
+        """Answers serialized raw tf.Examples with the preset's default k."""
+        spec: dict[str, Any] = {name: tf.io.RaggedFeature(tf.string) for name in ("history", "exclude")}
+        parsed = tf.io.parse_example(examples, {**spec, **self.query_features.parsing_spec()})
+        history, exclude = (parsed.pop(name).to_tensor() for name in ("history", "exclude"))
+        features = self.query_features.from_examples(parsed)
+        return self.recommend(history, exclude, tf.constant(self._default_k), features)
+
+    def embed_query(self, history: tf.Tensor, features: Mapping[str, Any]) -> tf.Tensor:
+        """Query vectors `(B, D)`; zeros without a known item."""
+        rows = newest_known(self.items.rows(history), self._max_length)
+        vectors = self._shared.encode(rows, dict(features))
+        return tf.where(rows[:, -1:] > 0, vectors, 0.0)
+
+    def embed_items(self, item_ids: tf.Tensor) -> tf.Tensor:
+        """Item vectors `(B, D)` as stored; zeros for unknown ids."""
+        return self.retriever.vectors(self.items.rows(item_ids))
+
+    def similar_items(self, item_ids: tf.Tensor, k: tf.Tensor) -> Answer:
+        """Items with the largest inner product with each item, without itself; nothing for unknown ids."""
+        rows = self.items.rows(item_ids)[:, tf.newaxis]
+        scores, found = self.retriever(self.retriever.vectors(rows[:, 0]), k, rows)
+        return self._named(tf.where(rows > 0, scores, -np.inf), tf.where(rows > 0, found, 0))
+
+    def _named(self, scores: tf.Tensor, rows: tf.Tensor) -> Answer:
+        return {"item_ids": self.items.ids(rows), "scores": scores}
+
+    def _answer(self, rows: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor, features: Mapping[str, Any]) -> Answer:
+        """Answer for encoder rows `(B, L)` without the rows `excluded` `(B, E)`."""
+        scores, found = self.retriever(self._shared.encode(rows, dict(features)), k, excluded)
+        known = rows[:, -1:] > 0
+        scores, found = tf.cond(
+            tf.reduce_all(known),
+            lambda: (scores, found),
+            lambda: tuple(map(_chooser(known), (scores, found), self.fallback(k, excluded))),
+        )
+        return self._named(scores, found)
+
+
+def _chooser(known: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    return lambda personal, popular: tf.where(known, personal, popular)
+
+
+@dataclass(frozen=True)
+class SharedFunctions:
+    """`tf.function`s that several signatures call; a plain object, so that `tf.Module` does not track them."""
+
+    encode: Any
+    answer: Any
+
+
+def _shared_functions(model: ServedModel, encoder: keras.Model) -> SharedFunctions:
+    """The parts that several signatures share, traced once so that the graph holds them once."""
+    features = model.query_features.encoder_specs()
+
+    def encode(rows: tf.Tensor, query_features: dict[str, tf.Tensor]) -> tf.Tensor:
+        vectors = model.retriever.vectors(rows)
+        return encoder({"vectors": vectors, "rows": rows, **query_features}, training=False)[:, -1]
+
+    return SharedFunctions(
+        encode=tf.function(encode, input_signature=[_ROWS, features], autograph=False),
+        answer=tf.function(model._answer, input_signature=[_ROWS, _ROWS, _K, features], autograph=False),
+    )
+
+
+def serving_signatures(model: ServedModel) -> dict[str, Any]:
+    """The concrete functions of the contract, by signature name."""
+    features = model.query_features.input_specs()
+
+    def recommend(history: Any, exclude: Any, k: Any, **raw: Any) -> Answer:
+        return model.recommend(history, exclude, k, model.query_features.from_raw(raw))
+
+    def embed_query(history: Any, exclude: Any, k: Any, **raw: Any) -> Answer:
+        del exclude, k  # part of the contract, so that a `recommend` request works for both
+        return {"embeddings": model.embed_query(history, model.query_features.from_raw(raw))}
+
+    def concrete(function: Callable[..., Answer], **specs: tf.TensorSpec) -> Any:
+        return tf.function(function, autograph=False).get_concrete_function(**specs)
+
+    query = {"history": _STRING_MATRIX, "exclude": _STRING_MATRIX, "k": _K, **features}
+    return {
+        "recommend": concrete(recommend, **query),
+        "recommend_user": concrete(lambda user_id, k: model.recommend_user(user_id, k), user_id=_STRINGS, k=_K),
+        "serving_default": concrete(lambda examples: model.recommend_examples(examples), examples=_STRINGS),
+        "embed_query": concrete(embed_query, **query),
+        "embed_items": concrete(lambda item_ids: {"embeddings": model.embed_items(item_ids)}, item_ids=_STRINGS),
+        "similar_items": concrete(lambda item_ids, k: model.similar_items(item_ids, k), item_ids=_STRINGS, k=_K),
+    }
+
+
+def export_saved_model(
+    path: str,
+    towers: ServedTowers,
+    catalogue: Catalogue,
+    users: UserHistories,
+    *,
+    transform_graph_dir: str,
+    storage: str = "float32",
+) -> None:
+    """Writes the served model to the folder `path`.
+
+    Args:
+        path: Folder of the SavedModel; created.
+        towers: What was trained: `ServedTowers.of(model)`.
+        catalogue: State of the items.
+        users: Histories behind `recommend_user`.
+        transform_graph_dir: Output of Transform, with the item vocabulary.
+        storage: Of the item vectors: `float32`, `bfloat16`, `int8`, `int4`.
+
+    Raises:
+        ExportError, CompressionError, RetrievalError: For pieces that do not fit or cannot be served.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = ServedModel(
+            towers, catalogue, users, transform_graph_dir=transform_graph_dir, storage=storage, folder=folder
+        )
+        tf.saved_model.save(model, path, signatures=serving_signatures(model))
+
+
+def item_vocabulary_file(transform_graph_dir: str) -> str:
+    """Transform's vocabulary of item ids: one id a line, in row order."""
+    return str(Path(transform_graph_dir) / "transform_fn" / "assets" / "items")
+
+
+def _check_rows(num_rows: int, towers: ServedTowers, catalogue: Catalogue) -> None:
+    sizes = {
+        "item vectors": len(towers.vectors),
+        "item biases": len(towers.bias),
+        "live flags": len(catalogue.live),
+        "train event counts": len(catalogue.train_events),
+    }
+    for name, size in sizes.items():
+        if size != num_rows:
+            raise ExportError(
+                f"the item vocabulary has {num_rows - 1} ids, so {num_rows} rows are needed with the padding row, but "
+                f"there are {size} {name}; export with the Transform output the model was trained on"
+            )

@@ -1,0 +1,36 @@
+"""What a user without a known history gets: the most popular live items."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.keras import tf
+from models.retrieval.exact import checked_k
+
+
+class PopularityFallback(tf.Module):
+    """Live items by train events, ties by row; honours exclusions like a retriever.
+
+    Args:
+        train_events: `(N + 1,)` events of each row in the train split; the score that is returned.
+        live: Bool `(N + 1,)`, row 0 False.
+    """
+
+    def __init__(self, train_events: np.ndarray, live: np.ndarray) -> None:
+        super().__init__()
+        rows = np.flatnonzero(live)
+        order = rows[np.argsort(-np.asarray(train_events)[rows], kind="stable")]
+        self.num_live = len(order)
+        self._rows = tf.Variable(order.astype(np.int32), trainable=False, name="popular_rows")
+        self._scores = tf.Variable(
+            np.asarray(train_events)[order].astype(np.float32), trainable=False, name="popular_scores"
+        )
+
+    def __call__(self, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The best k by popularity without `excluded_rows` `(B, E)`: scores and rows `(B, K)`."""
+        k = checked_k(k, self.num_live)
+        pool = tf.minimum(k + tf.shape(excluded_rows)[1], self.num_live)
+        rows, scores = self._rows[:pool], self._scores[:pool]
+        hit = tf.reduce_any(rows[tf.newaxis, :, tf.newaxis] == excluded_rows[:, tf.newaxis, :], axis=2)
+        values, positions = tf.math.top_k(tf.where(hit, -np.inf, scores[tf.newaxis, :]), k)
+        return values, tf.where(tf.math.is_inf(values), 0, tf.gather(rows, positions))
