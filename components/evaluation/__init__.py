@@ -1,0 +1,1 @@
+"""Evaluation of the served answers: TFMA retrieval metrics, slices, gate rules."""
