@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import losses
 from models.config import TwoTowerConfig
 from models.features import FeatureColumn, feature_column
 from models.history_encoders import build_history_encoder
 from models.input_pipeline import ItemFeatures
-from models.keras import tf  # before TFRS, which reads the Keras switch when imported
+from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.towers import build_candidate_tower
 
 # isort: split
@@ -92,6 +93,9 @@ class TwoTowerModel(tfrs.Model):
         log_popularity = np.log(events / events[1:].mean()).astype(np.float32)
         log_popularity[0] = 0.0
         self._log_popularity = tf.constant(log_popularity)
+        kind = self.config.loss.negative_sampling
+        kind = {"gbce": "uniform", "in_batch": "frequency"}.get(self.loss_kind, kind)
+        self.sampler = losses.NegativeSampler(items.train_events, kind)
 
     def vectors_of(self, rows: Any, training: bool = False) -> Any:
         """Candidate vectors `(M, D)` of item rows `(M,)`; row 0 gives zeros."""
@@ -126,6 +130,147 @@ class TwoTowerModel(tfrs.Model):
             raise ValueError("the model has no catalogue yet; call `set_item_features` first")
         return self.prior_weight * self._log_popularity
 
+    def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> Any:
+        """Mean loss per target of the global batch, as this replica's share: shares add up over replicas.
+
+        Args:
+            inputs: `rows` int32 `(B, L)` and `labels` int32 `(B, L)` (the item after each position; 0 =
+                none), both left-padded, and the query features.
+            training: Whether dropout is active.
+
+        Returns:
+            float32 scalar.
+        """
+        weights = tf.cast(tf.not_equal(inputs["labels"], 0), tf.float32)
+        loss = self.losses_by_kind[self.loss_kind](inputs, weights, training)
+        return loss / tf.maximum(sum_over_replicas(tf.reduce_sum(weights)), 1.0)
+
+    @property
+    def loss_kind(self) -> str:
+        """The configured loss, or `sampled_softmax` where the catalogue is too large for `full_softmax`."""
+        loss = self.config.loss
+        too_large = loss.kind == "full_softmax" and self.num_items > loss.full_softmax_limit
+        return "sampled_softmax" if too_large else loss.kind
+
+    @property
+    def losses_by_kind(self) -> Mapping[str, Any]:
+        """Loss functions `(inputs, weights (B, L), training)` to the weighted sum over this replica."""
+        return {
+            "full_softmax": self._full_softmax,
+            "sampled_softmax": self._sampled_softmax,
+            "in_batch": self._in_batch,
+            "gbce": self._gbce,
+        }
+
+    def _queries(self, vectors: Any, inputs: Mapping[str, Any], training: bool) -> Any:
+        """Query vectors `(B, L, D + 1)` over the temperature; the last 1 multiplies the item's bias."""
+        queries = self.encode(vectors, inputs["rows"], inputs, training) / self.config.loss.temperature
+        return tf.concat([queries, tf.ones_like(queries[..., :1])], axis=-1) if self.has_bias else queries
+
+    def _with_bias(self, vectors: Any, rows: Any = None) -> Any:
+        """Candidate vectors with the bias as last column, if the model has one."""
+        if not self.has_bias:
+            return vectors
+        bias = self.item_bias() if rows is None else tf.gather(self.item_bias(), rows)
+        return tf.concat([vectors, bias[:, tf.newaxis]], axis=-1)
+
+    @property
+    def has_bias(self) -> bool:
+        """True if scores hold the popularity prior."""
+        return self.config.model.popularity_prior
+
+    def _full_softmax(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
+        table = self.candidate_vectors(training)
+        queries = self._queries(tf.gather(table, inputs["rows"]), inputs, training)
+        queries = tf.reshape(queries, [-1, queries.shape[-1]])
+        labels, weights = tf.reshape(inputs["labels"], [-1]), tf.reshape(weights, [-1])
+        table = self._with_bias(table)
+        if self.config.training.mixed_precision == "bfloat16":
+            queries, table = tf.cast(queries, tf.bfloat16), tf.cast(table, tf.bfloat16)
+        return losses.full_softmax_loss(queries, labels, weights, table)
+
+    def _vectors_of_batch(self, inputs: Mapping[str, Any], negatives: Any, training: bool) -> tuple[Any, ...]:
+        """Vectors of the batch's histories `(B, L, D)`, labels and negatives (with bias), each distinct row once."""
+        groups = (inputs["rows"], inputs["labels"], negatives)
+        distinct, index = tf.unique(tf.concat([tf.reshape(group, [-1]) for group in groups], axis=0))
+        table = self.vectors_of(distinct, training)
+        joint = self._with_bias(table, distinct)
+        parts = tf.split(index, [tf.size(group) for group in groups], num=3)
+        rows, labels, drawn = (tf.reshape(part, tf.shape(group)) for part, group in zip(parts, groups, strict=True))
+        return tf.gather(table, rows), tf.gather(joint, labels), tf.gather(joint, drawn)
+
+    def _sampled_softmax(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
+        negatives = self.sampler.sample([self.config.loss.num_negatives])
+        history, targets, others = self._vectors_of_batch(inputs, negatives, training)
+        queries = self._queries(history, inputs, training)
+        per_query = losses.sampled_softmax_loss(
+            tf.reshape(queries, [-1, queries.shape[-1]]),
+            tf.reshape(targets, [-1, queries.shape[-1]]),
+            tf.reshape(inputs["labels"], [-1]),
+            others,
+            negatives,
+            self.sampler.log_counts(negatives) if self.config.loss.logq_correction else None,
+        )
+        return tf.reduce_sum(per_query * tf.reshape(weights, [-1]))
+
+    def _in_batch(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
+        history, targets, _ = self._vectors_of_batch(inputs, tf.zeros([0], tf.int32), training)
+        queries = self._queries(history, inputs, training)
+        kept = weights > 0
+        labels = tf.boolean_mask(inputs["labels"], kept)
+        return losses.in_batch_loss(
+            tf.boolean_mask(queries, kept),
+            tf.boolean_mask(targets, kept),
+            labels,
+            self.sampler.probabilities(labels) if self.config.loss.logq_correction else None,
+        )
+
+    def _gbce(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
+        negatives = self.sampler.sample([tf.shape(inputs["rows"])[0], self.config.loss.num_negatives])
+        history, targets, others = self._vectors_of_batch(inputs, negatives, training)
+        queries = self._queries(history, inputs, training)
+        calibration = self.config.loss.gbce_calibration
+        per_query = losses.gbce_loss(queries, targets, inputs["labels"], others, negatives, self.num_items, calibration)
+        return tf.reduce_sum(per_query * weights)
+
+    def train_step(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One optimiser step on this replica's part of the global batch.
+
+        Gradients are summed over replicas before they are clipped, so that N replicas take the step
+        one device would take on the joint batch.
+
+        Returns:
+            `loss` of the global batch and `gradient_norm` before clipping.
+        """
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+            if self.losses:
+                loss += tf.add_n(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.get_scaled_loss(loss) if self.scales_loss else loss
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        if self.scales_loss:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        pairs = [(grad, variable) for grad, variable in zip(gradients, variables, strict=True) if grad is not None]
+        gradients = [self._dense_if_whole(grad) for grad, _ in pairs]
+        gradients = sum_over_replicas(gradients)
+        norm = tf.linalg.global_norm(gradients)
+        if self.config.training.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.training.clip_norm, use_norm=norm)
+        self.optimizer.apply_gradients(
+            zip(gradients, [variable for _, variable in pairs], strict=True), skip_gradients_aggregation=True
+        )
+        return {"loss": sum_over_replicas(loss), "gradient_norm": norm}
+
+    def _dense_if_whole(self, gradient: Any) -> Any:
+        """The full softmax touches every row, so its sparse gradients are made dense: cheaper to apply."""
+        return tf.convert_to_tensor(gradient) if self.loss_kind == "full_softmax" else gradient
+
+    @property
+    def scales_loss(self) -> bool:
+        """True if the optimiser scales the loss (float16)."""
+        return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
+
     def save(self, folder: str | Path) -> None:  # type: ignore[override]
         """Writes configuration, weights and catalogue to a folder that `load` reads."""
         folder = Path(folder)
@@ -142,6 +287,14 @@ class TwoTowerModel(tfrs.Model):
             "vocabulary_sizes": self.vocabulary_sizes,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def sum_over_replicas(values: Any) -> Any:
+    """Sum of tensors over the replicas in sync; the values themselves where there is one replica."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def load(folder: str | Path) -> TwoTowerModel:

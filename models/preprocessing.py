@@ -1,0 +1,195 @@
+"""`preprocessing_fn`: raw examples to rows and feature ids, the same graph in training and serving.
+
+One graph serves two kinds of records, catalogue and sequences: every input is a `SparseTensor` and
+stays sparse, so a key that a record lacks stays absent, and at serving the part that depends on
+`history` and the query features can run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from models.config import FeatureSpec, TwoTowerConfig
+from models.features import HOURS, RECENCY_BUCKETS, WEEKDAYS, FeatureColumn, vocabulary_filename
+from models.keras import tf
+
+# isort: split
+import tensorflow_transform as tft
+
+ITEM_VOCABULARY = "items"
+LARGEST_CATALOGUE = 2**24
+SECONDS_PER_DAY = 86_400
+PASSED_THROUGH = ("item_row", "item_live", "item_train_events", "history_timestamps", "target_timestamps")
+
+Inputs = Mapping[str, Any]
+
+
+def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Transforms one batch; called by TFX Transform.
+
+    Args:
+        inputs: `SparseTensor` of every raw key, as SequenceGen writes them.
+        custom_config: `two_tower` holds the JSON of `TwoTowerConfig`.
+
+    Returns:
+        `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
+        0 = unknown item), the features as `candidate_…` and `query_…`, and counts and times as they are.
+
+    Raises:
+        ValueError: If the data lacks the column of a declared feature.
+    """
+    config = TwoTowerConfig.model_validate_json(custom_config["two_tower"])
+    outputs = {key: inputs[key] for key in PASSED_THROUGH if key in inputs}
+    vocabulary = item_vocabulary(inputs["item_id"], inputs["item_row"])
+    for key in ("history", "targets"):
+        if key in inputs:
+            rows = tft.apply_vocabulary(inputs[key], vocabulary, default_value=-1)
+            outputs[key] = with_values(rows, rows.values + 1)
+    for spec in config.features:
+        if spec.raw_name not in inputs:
+            raise ValueError(
+                f"feature {spec.name!r} reads the column {spec.source_column!r}, which the data lacks "
+                f"(no key {spec.raw_name!r}); correct `column` or remove the feature"
+            )
+        outputs[spec.transformed_name] = TRANSFORMS[spec.kind](inputs[spec.raw_name], spec, inputs)
+    return outputs
+
+
+def item_vocabulary(item_ids: Any, item_rows: Any) -> Any:
+    """Vocabulary file whose line n (from 0) is the item of row n + 1.
+
+    TFT orders a vocabulary by weight, so each id gets a weight that falls with its row. Weights are
+    float32: exact up to 2**24 items.
+    """
+    weights = tf.cast(LARGEST_CATALOGUE - item_rows.values, tf.float32)
+    return tft.vocabulary(item_ids.values, weights=weights, vocab_filename=ITEM_VOCABULARY)
+
+
+def with_values(sparse: Any, values: Any) -> Any:
+    """The same places with other values."""
+    return tf.SparseTensor(sparse.indices, values, sparse.dense_shape)
+
+
+def first_values(sparse: Any, width: int) -> Any:
+    """At most `width` values of each row."""
+    kept = tf.sparse.retain(sparse, sparse.indices[:, 1] < width)
+    return tf.SparseTensor(kept.indices, kept.values, [sparse.dense_shape[0], tf.minimum(sparse.dense_shape[1], width)])
+
+
+def as_strings(sparse: Any) -> Any:
+    """Numbers as text; text as it is."""
+    return sparse if sparse.dtype == tf.string else with_values(sparse, tf.strings.as_string(sparse.values))
+
+
+def without_empty(sparse: Any) -> Any:
+    """Drops empty strings: an empty field of a CSV file is a missing value."""
+    return tf.sparse.retain(sparse, tf.not_equal(sparse.values, ""))
+
+
+def transform_vocabulary(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+    """Categorical and multi-valued: ids from 1; out-of-vocabulary buckets after the known words."""
+    width = spec.max_values if spec.kind == "multi_valued" else 1
+    ids = tft.compute_and_apply_vocabulary(
+        first_values(without_empty(as_strings(values)), width),
+        top_k=spec.vocabulary_size,
+        num_oov_buckets=spec.oov_buckets,
+        vocab_filename=vocabulary_filename(spec),
+    )
+    return with_values(ids, ids.values + 1)
+
+
+def transform_numeric(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+    """Numeric: z-score, z-score of the signed log, or quantile bucket (ids from 1)."""
+    numbers = first_values(with_values(values, to_float(values.values, spec)), 1)
+    numbers = tf.sparse.retain(numbers, tf.math.is_finite(numbers.values))
+    if spec.normalization == "bucketize":
+        buckets = tft.bucketize(numbers, num_buckets=spec.num_buckets, name=spec.transformed_name)
+        return with_values(buckets, buckets.values + 1)
+    if spec.normalization == "log":
+        numbers = with_values(numbers, tf.sign(numbers.values) * tf.math.log1p(tf.abs(numbers.values)))
+    return tft.scale_to_z_score(numbers, name=spec.transformed_name)
+
+
+def to_float(values: Any, spec: FeatureSpec) -> Any:
+    """Numbers as float32.
+
+    Raises:
+        ValueError: If the column holds text.
+    """
+    if values.dtype == tf.string:
+        raise ValueError(
+            f"feature {spec.name!r} is numeric but its column {spec.source_column!r} holds text; "
+            "declare it as categorical or text, or correct the column"
+        )
+    return tf.cast(values, tf.float32)
+
+
+def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+    """Timestamp: three ids, hour of day, day of week (Monday first) and age before the newest training event."""
+    if values.dtype == tf.string:
+        raise ValueError(
+            f"feature {spec.name!r} is a timestamp but its column {spec.source_column!r} holds text; "
+            "give seconds since 1970"
+        )
+    times = first_values(values, 1)
+    seconds = tf.cast(times.values, tf.int64)
+    newest = tft.max(inputs["history_timestamps"] if "history_timestamps" in inputs else times)
+    hour = seconds // 3600 % HOURS
+    weekday = (seconds // SECONDS_PER_DAY + 3) % WEEKDAYS  # 1970-01-01 was a Thursday
+    age_days = tf.cast(tf.maximum(tf.cast(newest, tf.int64) - seconds, 0), tf.float32) / SECONDS_PER_DAY
+    recency = tf.cast(tf.math.log(age_days + 1.0) / tf.math.log(2.0) + 1e-6, tf.int64)
+    recency = tf.minimum(recency, RECENCY_BUCKETS - 1)
+    ids = tf.stack([1 + hour, 1 + HOURS + weekday, 1 + HOURS + WEEKDAYS + recency], axis=1)
+    queries = tf.repeat(times.indices[:, :1], ids.shape[1], axis=0)
+    places = tf.tile(tf.range(ids.shape[1], dtype=tf.int64), [tf.shape(ids)[0]])
+    return tf.SparseTensor(
+        tf.concat([queries, places[:, tf.newaxis]], axis=1),
+        tf.reshape(ids, [-1]),
+        [times.dense_shape[0], ids.shape[1]],
+    )
+
+
+def transform_text(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+    """Text: lower-cased words and n-grams of letters and digits, hashed to ids from 1."""
+    text = tf.strings.lower(as_strings(values).values, encoding="utf-8")
+    text = tf.strings.strip(tf.strings.regex_replace(text, r"[^\p{L}\p{N}]+", " "))
+    words = tf.RaggedTensor.from_value_rowids(
+        tf.strings.split(text), values.indices[:, 0], nrows=values.dense_shape[0]
+    ).merge_dims(1, 2)
+    if spec.ngrams > 1:
+        words = tf.strings.ngrams(words, ngram_width=tuple(range(1, spec.ngrams + 1)))
+    words = words[:, : spec.max_values]
+    ids = tf.strings.to_hash_bucket_fast(words.flat_values, spec.vocabulary_size) + 1
+    return words.with_flat_values(ids).to_sparse()
+
+
+def dense_features(transformed: Mapping[str, Any], columns: Sequence[FeatureColumn]) -> dict[str, Any]:
+    """Sparse transformed features as the towers read them: `(batch, width)`, padded with 0.
+
+    Args:
+        transformed: Output of the Transform graph.
+        columns: The columns to take.
+
+    Returns:
+        int32 ids or float32 numbers by transformed name.
+    """
+    dense = {}
+    for column in columns:
+        sparse = first_values(transformed[column.name], column.width)
+        shape = [sparse.dense_shape[0], tf.constant(column.width, tf.int64)]
+        values = tf.sparse.to_dense(tf.SparseTensor(sparse.indices, sparse.values, shape))
+        dtype = tf.float32 if column.is_numeric else tf.int32
+        dense[column.name] = tf.ensure_shape(tf.cast(values, dtype), [None, column.width])
+    return dense
+
+
+TRANSFORMS: Mapping[str, Callable[[Any, FeatureSpec, Inputs], Any]] = {
+    "categorical": transform_vocabulary,
+    "multi_valued": transform_vocabulary,
+    "numeric": transform_numeric,
+    "timestamp": transform_timestamp,
+    "text": transform_text,
+}
+
+__all__ = ["ITEM_VOCABULARY", "TRANSFORMS", "dense_features", "preprocessing_fn"]
