@@ -1,16 +1,18 @@
 """Writes the served model: raw strings in, item ids out, in six signatures of stock TensorFlow ops.
 
-The signatures are public API (`docs`: the contract of the served model):
+The signatures are public API:
 
 | signature | inputs | outputs |
 |---|---|---|
-| `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), user features | `item_ids` (B, K), `scores` (B, K) |
+| `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), user features | `item_ids`, `scores` |
 | `recommend_user` | `user_id` string (B,), `k` int32 () | the same |
-| `serving_default` | `examples` string (B,): tf.Examples with `history`, `exclude`, `user_<column>` | the same, k = default_k |
+| `serving_default` | `examples` string (B,): `history`, `exclude`, `user_…` | the same, k = default_k |
 | `embed_query` | as `recommend` | `embeddings` float (B, D) |
 | `embed_items` | `item_ids` string (B,) | `embeddings` float (B, D) |
 | `similar_items` | `item_ids` string (B,), `k` int32 () | as `recommend` |
 
+`item_ids` string and `scores` float are `(B, K)`, best first, K = min(k, live items); "" and -inf fill up
+where exclusions leave fewer.
 Items of the history and of `exclude` and retired items never come back. Only the newest
 `max_history_length` known items are encoded, all are excluded. Without a known item in the history the
 answer is the most popular items of the train split.

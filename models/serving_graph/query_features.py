@@ -74,8 +74,10 @@ class QueryFeatures(tf.Module):
         """Encoder inputs `(B, width)` from parsed raw columns."""
         if not self._specs:
             return {}
+        from models.preprocessing import dense_features
+
         transformed = self._transform({spec.raw_name: parsed[spec.raw_name] for spec in self._specs})
-        return {name: _padded(transformed[name], spec) for name, spec in self.encoder_specs().items()}
+        return dense_features(transformed, [feature_column(spec) for spec in self._specs])
 
 
 def _present_values(values: tf.Tensor) -> tf.SparseTensor:
@@ -90,12 +92,3 @@ def _present_values(values: tf.Tensor) -> tf.SparseTensor:
         present = values != MISSING_INT64
     where = tf.where(present)
     return tf.SparseTensor(where, tf.gather_nd(values, where), tf.shape(values, tf.int64))
-
-
-def _padded(values: Any, spec: tf.TensorSpec) -> tf.Tensor:
-    """Sparse, ragged or dense `values` as `(B, width)`, 0 = padding."""
-    if isinstance(values, tf.SparseTensor):
-        values = tf.RaggedTensor.from_sparse(values)
-    if isinstance(values, tf.RaggedTensor):
-        values = values.to_tensor(shape=[None, spec.shape[1]])
-    return tf.cast(tf.reshape(values, [-1, spec.shape[1]]), spec.dtype)
