@@ -1,12 +1,24 @@
-"""Transformed examples to numpy, and numpy to batches of fixed shapes."""
+"""Transformed examples to flat numpy arrays, and those to batches of few fixed shapes.
+
+Nothing here loops over rows in Python: examples are decoded by Arrow into values and row splits, and a
+batch is one gather from the flat values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.config import TwoTowerConfig
+from models.features import FeatureColumn, feature_column, uses_vocabulary, vocabulary_filename
+
+SHORTEST_BUCKET = 8
+LARGEST_BATCH_GROWTH = 4
+READ_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -82,3 +94,340 @@ class TrainingData:
     validation: Sequences | None = None
     everything: Sequences | None = None
     feature_sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Pieces of histories to train on: window w reads `values[starts[w]:ends[w]]` and predicts one item further.
+
+    Attributes:
+        values: Item rows of all histories, one after another.
+        starts: First input of each window.
+        ends: One past the last input, which is the place of the last label.
+        owners: Which history (row of the query features) a window belongs to.
+    """
+
+    values: NDArray
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    owners: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Inputs per window."""
+        return self.ends - self.starts
+
+
+def cut_windows(histories: Ragged, length: int, every_event: bool) -> Windows:
+    """Cuts histories into windows of at most `length` inputs, the newest window first and full.
+
+    Args:
+        histories: Item rows, oldest first.
+        length: Most inputs of a window.
+        every_event: False keeps the newest window of each history only.
+
+    Returns:
+        Windows in which every event but a history's first is a label exactly once (with `every_event`).
+    """
+    num_labels = np.maximum(histories.lengths - 1, 0)
+    per_history = -(-num_labels // length)
+    if not every_event:
+        per_history = np.minimum(per_history, 1)
+    owners = np.repeat(np.arange(len(histories)), per_history)
+    first = np.cumsum(per_history) - per_history
+    back = np.arange(len(owners)) - first[owners]  # 0 = newest window of its history
+    ends = histories.splits[1:][owners] - 1 - back * length
+    starts = np.maximum(ends - length, histories.splits[:-1][owners])
+    return Windows(histories.values, starts, ends, owners)
+
+
+def bucket_lengths(max_length: int) -> NDArray[np.int64]:
+    """Padded lengths that batches may have: halves of the longest, down to a shortest."""
+    lengths = [max_length]
+    while lengths[-1] // 2 >= SHORTEST_BUCKET:
+        lengths.append(-(-lengths[-1] // 2))
+    return np.array(lengths[::-1], dtype=np.int64)
+
+
+def bucket_batch_size(batch_size: int, length: int, max_length: int, multiple: int = 1) -> int:
+    """Sequences in a batch of short windows: about as many items as one of the longest, within limits.
+
+    Args:
+        batch_size: Sequences in a batch of the longest windows.
+        length: Padded length of the bucket.
+        max_length: The longest bucket.
+        multiple: The result is a multiple of this (replicas).
+    """
+    growth = min(LARGEST_BATCH_GROWTH, max_length // length)
+    return -(-batch_size * max(growth, 1) // multiple) * multiple
+
+
+def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int) -> NDArray[np.int32]:
+    """Left-padded int32 `(len(starts), width)`: row r holds `values[starts[r]:ends[r]]` at its right end."""
+    index = ends[:, None] - width + np.arange(width)
+    inside = index >= starts[:, None]
+    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(np.int32)
+
+
+class TrainingBatches:
+    """Batches of one epoch after another, shuffled by seed and epoch.
+
+    Every worker of a multi-worker job draws the same batches and takes its share.
+
+    Args:
+        sequences: Histories to learn from.
+        max_length: Longest window.
+        batch_size: Sequences of a global batch.
+        every_event: Cut long histories into windows.
+        seed: Of the order.
+        multiple: Every batch is a multiple of this many sequences (replicas); padded with empty ones.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        max_length: int,
+        batch_size: int,
+        *,
+        every_event: bool = True,
+        seed: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        self.features = sequences.features
+        self.windows = cut_windows(sequences.rows, max_length, every_event)
+        self.seed = seed
+        buckets = bucket_lengths(max_length)
+        of_window = np.searchsorted(buckets, self.windows.lengths)
+        self.buckets = [
+            (
+                int(length),
+                bucket_batch_size(batch_size, int(length), max_length, multiple),
+                np.flatnonzero(of_window == b),
+            )
+            for b, length in enumerate(buckets)
+            if np.any(of_window == b)
+        ]
+
+    @property
+    def num_labels(self) -> int:
+        """Targets in an epoch."""
+        return int(self.windows.lengths.sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return sum(-(-len(members) // size) for _, size, members in self.buckets)
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[dict[str, NDArray]]:
+        """Batches of one epoch: `rows` and `labels` int32 `(B, L)` and the query features.
+
+        Args:
+            number: Of the epoch; with the seed it decides the order.
+            first_step: Steps to skip (resume within an epoch).
+        """
+        rng = np.random.default_rng((self.seed, number))
+        plan: list[tuple[int, int, NDArray]] = []
+        for length, size, members in self.buckets:
+            shuffled = rng.permutation(members)
+            plan.extend((length, size, shuffled[start : start + size]) for start in range(0, len(shuffled), size))
+        for step in rng.permutation(len(plan))[first_step:]:
+            length, size, chosen = plan[step]
+            yield self._batch(chosen, length, size)
+
+    def _batch(self, chosen: NDArray, length: int, size: int) -> dict[str, NDArray]:
+        windows = self.windows
+        starts, ends = windows.starts[chosen], windows.ends[chosen]
+        batch = {
+            "rows": gather_padded(windows.values, starts, ends, length),
+            "labels": gather_padded(windows.values, starts + 1, ends + 1, length),
+        }
+        batch |= {name: values[windows.owners[chosen]] for name, values in self.features.items()}
+        missing = size - len(chosen)
+        if missing:
+            batch = {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()}
+        return batch
+
+
+def query_batches(
+    sequences: Sequences, max_length: int, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray]]]:
+    """The newest part of each history, similar lengths together.
+
+    Yields:
+        Indices into `sequences`, and `rows` int32 `(B, L)` with the query features; the last batch of a
+        bucket is padded with empty sequences, which have no index.
+    """
+    lengths = np.minimum(sequences.rows.lengths, max_length)
+    buckets = bucket_lengths(max_length)
+    of_sequence = np.searchsorted(buckets, lengths)
+    for bucket, length in enumerate(buckets):
+        members = np.flatnonzero(of_sequence == bucket)
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            ends = sequences.rows.splits[1:][chosen]
+            batch = {"rows": gather_padded(sequences.rows.values, ends - lengths[chosen], ends, int(length))}
+            batch |= {name: values[chosen] for name, values in sequences.features.items()}
+            missing = batch_size - len(chosen)
+            yield (
+                chosen,
+                {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()},
+            )
+
+
+def read_columns(patterns: Sequence[str], schema: Any) -> dict[str, Ragged]:
+    """All values of gzip TFRecord files of tf.Examples, by key.
+
+    Args:
+        patterns: File patterns.
+        schema: TensorFlow Metadata schema of the examples; says which keys there are.
+
+    Raises:
+        ValueError: If no file matches.
+    """
+    from models.keras import tf
+
+    # isort: split
+    import pyarrow as pa
+    from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
+
+    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    if not files:
+        raise ValueError(f"no transformed examples match {list(patterns)}; run Transform with this split materialised")
+    decoder = ExamplesToRecordBatchDecoder(schema.SerializeToString())
+    records = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(READ_BATCH)
+    batches = [decoder.DecodeBatch(batch) for batch in records.as_numpy_iterator()]
+    if not batches:
+        raise ValueError(f"the transformed examples {list(patterns)} are empty")
+    return {name: _ragged([batch.column(name) for batch in batches], pa) for name in batches[0].schema.names}
+
+
+def _ragged(columns: Sequence[Any], pa: Any) -> Ragged:
+    """Arrow list columns, one per batch, as flat values and row splits; a missing value is an empty list."""
+    lengths = [column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for column in columns]
+    values = [column.flatten() for column in columns]
+    typed = [part for part in values if not pa.types.is_null(part.type)]
+    flat = pa.chunked_array(typed).to_numpy() if typed else np.zeros(0, dtype=np.int64)
+    return Ragged(flat, np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]))
+
+
+def take(ragged: Ragged, order: NDArray) -> Ragged:
+    """Rows of a ragged array in another order."""
+    lengths = ragged.lengths[order]
+    splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    index = np.arange(splits[-1]) - np.repeat(splits[:-1] - ragged.splits[:-1][order], lengths)
+    return Ragged(ragged.values[index], splits)
+
+
+def dense_feature(ragged: Ragged, column: FeatureColumn) -> NDArray:
+    """A feature as the towers read it: `(rows, width)`, padded with 0 at the right."""
+    index = ragged.splits[:-1, None] + np.arange(column.width)
+    inside = index < ragged.splits[1:, None]
+    dtype = np.float32 if column.is_numeric else np.int32
+    if not len(ragged.values):
+        return np.zeros((len(ragged), column.width), dtype=dtype)
+    return np.where(inside, ragged.values[np.where(inside, index, 0)], 0).astype(dtype)
+
+
+def load_training_data(
+    patterns: Mapping[str, Sequence[str]], transform_graph_dir: str, config: TwoTowerConfig
+) -> TrainingData:
+    """Reads the output of Transform.
+
+    Args:
+        patterns: File patterns by split: `catalogue`, `train` and, if there, `validation` and `all`.
+        transform_graph_dir: Folder of the Transform graph.
+        config: Says which features to read.
+
+    Raises:
+        ValueError: If a needed split is missing or the catalogue's rows are not 1..N.
+    """
+    from models.keras import keras  # noqa: F401  (before TFT, which imports TensorFlow)
+
+    # isort: split
+    import tensorflow_transform as tft
+
+    missing = {"catalogue", "train"} - {split for split, files in patterns.items() if files}
+    if missing:
+        raise ValueError(f"no files for the split(s) {sorted(missing)}; got {sorted(patterns)}")
+    output = tft.TFTransformOutput(transform_graph_dir)
+    schema = output.transformed_metadata.schema
+    sizes = {
+        vocabulary_filename(spec): int(output.vocabulary_size_by_name(vocabulary_filename(spec)))
+        for spec in config.features
+        if uses_vocabulary(spec)
+    }
+    columns = {
+        tower: [feature_column(spec, sizes) for spec in config.tower_features(tower)]
+        for tower in ("candidate", "query")
+    }
+    sequences = {
+        split: _sequences(read_columns(patterns[split], schema), columns["query"])
+        for split in ("train", "validation", "all")
+        if patterns.get(split)
+    }
+    return TrainingData(
+        items=_items(read_columns(patterns["catalogue"], schema), columns["candidate"]),
+        train=sequences["train"],
+        validation=sequences.get("validation"),
+        everything=sequences.get("all"),
+        feature_sizes=sizes,
+    )
+
+
+def _items(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> ItemFeatures:
+    rows = table["item_row"].values
+    if not np.array_equal(np.sort(rows), np.arange(1, len(rows) + 1)):
+        raise ValueError(
+            f"the catalogue's item rows are not 1..{len(rows)} once each (smallest {rows.min()}, largest "
+            f"{rows.max()}); run SequenceGen again"
+        )
+    order = np.argsort(rows)
+
+    def with_padding(values: NDArray, dtype: Any) -> NDArray:
+        return np.concatenate([np.zeros((1, *values.shape[1:]), dtype), values[order].astype(dtype)])
+
+    return ItemFeatures(
+        features={c.name: with_padding(v := dense_feature(table[c.name], c), v.dtype) for c in columns},
+        live=with_padding(table["item_live"].values, np.bool_),
+        train_events=with_padding(table["item_train_events"].values, np.int64),
+    )
+
+
+def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Sequences:
+    """Histories in an order that depends on their content alone: Beam writes records in any order."""
+    history, times = table["history"], table.get("history_timestamps")
+    keys = [history.lengths]
+    padded = np.append(history.values, 0)
+    for place in (0, 1, 2):
+        keys.append(padded[np.minimum(history.splits[:-1] + place, history.splits[1:])])
+    if times is not None:
+        padded = np.append(times.values, 0)
+        keys += [padded[times.splits[:-1]], padded[np.maximum(times.splits[1:] - 1, 0)]]
+    order = np.lexsort(keys)
+    targets = table.get("targets")
+    return Sequences(
+        rows=take(history, order),
+        features={column.name: dense_feature(table[column.name], column)[order] for column in columns},
+        targets=take(targets, order) if targets is not None and len(targets.values) else None,
+        timestamps=take(times, order) if times is not None and len(times.values) else None,
+    )
+
+
+__all__ = [
+    "ItemFeatures",
+    "Ragged",
+    "Sequences",
+    "TrainingBatches",
+    "TrainingData",
+    "Windows",
+    "bucket_lengths",
+    "cut_windows",
+    "gather_padded",
+    "load_training_data",
+    "query_batches",
+    "read_columns",
+    "take",
+]

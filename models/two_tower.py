@@ -93,7 +93,7 @@ class TwoTowerModel(tfrs.Model):
         log_popularity = np.log(events / events[1:].mean()).astype(np.float32)
         log_popularity[0] = 0.0
         self._log_popularity = tf.constant(log_popularity)
-        kind = self.config.loss.negative_sampling
+        kind: str = self.config.loss.negative_sampling
         kind = {"gbce": "uniform", "in_batch": "frequency"}.get(self.loss_kind, kind)
         self.sampler = losses.NegativeSampler(items.train_events, kind)
 
