@@ -1,0 +1,153 @@
+"""The gRPC services PredictionService and ModelService.
+
+Messages arrive as bytes and are parsed in the thread that answers them, so a large one does not hold up the others,
+and one that cannot be parsed is answered with INVALID_ARGUMENT.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    predict_pb2,
+    regression_pb2,
+)
+
+from serving.server.core import ServerCore
+from serving.server.execution import RequestPool
+from serving.server.metrics import Metrics
+from serving.server.request_log import RequestLog
+from serving.server.status import Code, StatusError, invalid_argument, status_of
+
+_LOG = logging.getLogger(__name__)
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+# TensorFlow Serving's limit, where gRPC's own default is 4 MiB.
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 2**31 - 1), ("grpc.max_send_message_length", 2**31 - 1)]
+
+_Method = Callable[[bytes, grpc.aio.ServicerContext], Any]
+
+
+class GrpcApi:
+    """Handlers of both services.
+
+    Args:
+        core: Answers the requests.
+        pool: Threads to answer them in.
+        metrics: Where requests are counted.
+        request_log: Keeps some of the requests, if the server was asked to.
+    """
+
+    def __init__(
+        self, core: ServerCore, pool: RequestPool, metrics: Metrics, request_log: RequestLog | None = None
+    ) -> None:
+        self._core = core
+        self._pool = pool
+        self._metrics = metrics
+        self._request_log = request_log
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the services with a server."""
+        core = self._core
+        prediction = {
+            "Predict": self._measured("Predict", predict_pb2.PredictRequest, core.predict),
+            "Classify": self._measured("Classify", classification_pb2.ClassificationRequest, core.classify),
+            "Regress": self._measured("Regress", regression_pb2.RegressionRequest, core.regress),
+            "MultiInference": self._plain(inference_pb2.MultiInferenceRequest, core.multi_inference),
+            "GetModelMetadata": self._plain(get_model_metadata_pb2.GetModelMetadataRequest, core.get_model_metadata),
+        }
+        model = {
+            "GetModelStatus": self._plain(get_model_status_pb2.GetModelStatusRequest, core.get_model_status),
+            "HandleReloadConfigRequest": self._reload_config,
+        }
+        for service, methods in ((PREDICTION_SERVICE, prediction), (MODEL_SERVICE, model)):
+            handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    def _measured(self, api: str, request_type: type[Message], answer: Callable[[Any], Message]) -> _Method:
+        """A prediction method: counted, timed, and kept in the request log."""
+
+        def work(raw: bytes, started: float) -> bytes:
+            name, code = "", Code.OK
+            try:
+                request: Any = _parse(request_type, raw)
+                name = request.model_spec.name
+                response = answer(request)
+                encoded = response.SerializeToString()
+            except Exception as error:
+                code = status_of(error).code
+                raise
+            finally:
+                self._metrics.count_request(name, code.name)
+            self._metrics.observe_latency(name, api, "GRPC", time.perf_counter() - started)
+            if self._request_log is not None and self._request_log.chooses():
+                self._request_log.write(request, response)
+            return encoded
+
+        async def method(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            started = time.perf_counter()
+            try:
+                return await self._pool.run(lambda: work(raw, started), context.time_remaining())
+            except Exception as error:
+                return await _abort(context, error)
+
+        return method
+
+    def _plain(self, request_type: type[Message], answer: Callable[[Any], Message]) -> _Method:
+        def work(raw: bytes) -> bytes:
+            return answer(_parse(request_type, raw)).SerializeToString()
+
+        async def method(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            try:
+                return await self._pool.run(lambda: work(raw), context.time_remaining())
+            except Exception as error:
+                return await _abort(context, error)
+
+        return method
+
+    async def _reload_config(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Runs in a thread of its own: it waits for models to load, which may take minutes."""
+        try:
+            request = _parse(model_management_pb2.ReloadConfigRequest, raw)
+            if request.config.WhichOneof("config") != "model_config_list":
+                raise invalid_argument(
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                    "Only ModelConfigList is currently supported"
+                )
+            await asyncio.to_thread(self._core.reload_config, request.config)
+        except Exception as error:
+            return await _abort(context, error)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.error_code = 0
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=0)
+        return bytes(response.SerializeToString())
+
+
+def _parse(request_type: type[Message], raw: bytes) -> Any:
+    try:
+        return request_type.FromString(raw)
+    except DecodeError as error:
+        raise invalid_argument(f"The request is no {request_type.DESCRIPTOR.full_name}: {error}") from error
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> bytes:
+    status = status_of(error)
+    if status.code is Code.INTERNAL and not isinstance(error, StatusError):
+        _LOG.error("A request failed unexpectedly.", exc_info=error)
+    await context.abort(grpc_code(status.code), status.grpc_message)
+    raise AssertionError("unreachable: abort raises")
+
+
+def grpc_code(code: Code) -> grpc.StatusCode:
+    """The gRPC library's name for a status code."""
+    return grpc.StatusCode[code.name]

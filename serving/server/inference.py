@@ -1,0 +1,118 @@
+"""Predict: checks a request against its signature, runs the graph once, answers.
+
+Knows no versions, disks or transports, so warm-up, gRPC and REST share it. Texts and codes are TensorFlow Serving's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2
+
+from serving.server.status import Code, StatusError, invalid_argument
+from serving.server.tensors import NUMPY_TYPES, TYPE_NUMBERS, to_array, to_proto, type_name
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+class Runnable(Protocol):
+    """A model that can be run: the session itself, or a batcher in front of it."""
+
+    signatures: Mapping[str, meta_graph_pb2.SignatureDef]
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        """Feeds and fetches tensors by name."""
+        ...
+
+
+def predict(
+    model: Runnable, request: predict_pb2.PredictRequest, version: int | None = None
+) -> predict_pb2.PredictResponse:
+    """Answers a Predict request.
+
+    Args:
+        model: The loaded version that answers.
+        request: Inputs by the names of the signature.
+        version: Number of that version, for the answer.
+
+    Raises:
+        StatusError: FAILED_PRECONDITION for an unknown signature, INVALID_ARGUMENT for inputs or outputs it does not
+            have. Errors of the graph come through as they are.
+    """
+    signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = model.signatures.get(signature_name)
+    if signature is None:
+        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.')
+    check_input_names(signature, request.inputs)
+    arrays = {alias: to_array(alias, proto) for alias, proto in request.inputs.items()}
+    outputs = run_signature(model, signature, arrays, request.output_filter)
+    response = predict_pb2.PredictResponse()
+    fill_model_spec(response.model_spec, request.model_spec.name, signature_name, version)
+    for alias, value in outputs.items():
+        to_proto(value, response.outputs[alias])
+    return response
+
+
+def check_input_names(signature: meta_graph_pb2.SignatureDef, given: Iterable[str]) -> None:
+    """Raises unless `given` are exactly the inputs of the signature."""
+    sent, expected = set(given), set(signature.inputs)
+    if sent != expected:
+        raise invalid_argument(
+            f"input size does not match signature: {len(sent)}!={len(expected)} "
+            f"len({{{','.join(sorted(sent))}}}) != len({{{','.join(sorted(expected))}}}). "
+            f"Sent extra: {{{','.join(sorted(sent - expected))}}}. "
+            f"Missing but required: {{{','.join(sorted(expected - sent))}}}."
+        )
+
+
+def run_signature(
+    model: Runnable,
+    signature: meta_graph_pb2.SignatureDef,
+    inputs: Mapping[str, np.ndarray],
+    output_filter: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """Runs one signature.
+
+    Args:
+        model: The loaded version.
+        signature: One of the model's signatures.
+        inputs: One array for each input of the signature.
+        output_filter: Outputs wanted; empty means all.
+
+    Returns:
+        Output name to value, in the order of the filter, or sorted by name.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a wrong dtype or an unknown or repeated output.
+    """
+    feeds = {}
+    for position, alias in enumerate(sorted(inputs)):
+        info, array = signature.inputs[alias], inputs[alias]
+        if NUMPY_TYPES.get(info.dtype) != array.dtype:
+            given = type_name(TYPE_NUMBERS.get(array.dtype, 0))
+            raise invalid_argument(
+                f'Expects arg[{position}] to be {type_name(info.dtype)} but {given} is provided for input "{alias}"'
+            )
+        feeds[info.name] = array
+    aliases = list(output_filter) or sorted(signature.outputs)
+    seen: set[str] = set()
+    for alias in aliases:
+        if alias not in signature.outputs:
+            known = ",".join(sorted(signature.outputs))
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {alias} Outputs expected to be in the set {{{known}}}."
+            )
+        if alias in seen:
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
+        seen.add(alias)
+    values = model.run(feeds, [signature.outputs[alias].name for alias in aliases])
+    return dict(zip(aliases, values, strict=True))
+
+
+def fill_model_spec(spec: model_pb2.ModelSpec, name: str, signature_name: str, version: int | None) -> None:
+    """Writes who answered into a response."""
+    spec.name = name
+    spec.signature_name = signature_name
+    if version is not None:
+        spec.version.value = version

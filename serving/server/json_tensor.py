@@ -1,0 +1,378 @@
+"""JSON of the REST API to arrays and back, with the rules of TensorFlow Serving's `json_tensor.cc`.
+
+Strings are bytes on the inside: what is not UTF-8 passes through unchanged in both directions.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from serving.server.status import Code, StatusError, invalid_argument
+from serving.server.tensors import NUMPY_TYPES, TYPE_NUMBERS, object_array, type_name
+
+_TensorInfos = Mapping[str, meta_graph_pb2.TensorInfo]
+_BYTES_SUFFIX = "_bytes"
+_FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
+_INTEGERS = (
+    types_pb2.DT_INT8,
+    types_pb2.DT_INT16,
+    types_pb2.DT_INT32,
+    types_pb2.DT_INT64,
+    types_pb2.DT_UINT8,
+    types_pb2.DT_UINT32,
+    types_pb2.DT_UINT64,
+)
+_MAX_NESTING = 32
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parses the body of a request, which must be a JSON object; what follows the object is ignored.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with the place of the fault.
+    """
+    if not body:
+        raise invalid_argument("JSON Parse error: The document is empty")
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").lstrip(" \t\r\n")
+    if not text:
+        raise invalid_argument("JSON Parse error: The document is empty.")
+    try:
+        document, _ = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        raise invalid_argument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting of thousands of levels
+        raise invalid_argument(f"JSON Parse error: {error}") from error
+    if not isinstance(document, dict):
+        raise invalid_argument(f"JSON Value: {_shown(document)} Is not object")
+    if _SURROGATE_ESCAPE.search(body):
+        _check_surrogates(document)
+    return document
+
+
+def _check_surrogates(document: Any) -> None:
+    """Raises for an escaped half of a surrogate pair: no UTF-8 text holds one."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from error
+
+
+def signature_name(document: Mapping[str, Any]) -> str:
+    """The signature a request asks for; empty if it asks for none."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid_argument(
+            f"JSON Value: {_shown(document)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name
+
+
+def predict_inputs(document: Mapping[str, Any], inputs: _TensorInfos) -> tuple[dict[str, np.ndarray], bool]:
+    """Reads the inputs of a predict request.
+
+    Args:
+        document: The parsed body.
+        inputs: Inputs of the signature.
+
+    Returns:
+        Input name to array, and whether the request is in row form (`instances`).
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, or UNIMPLEMENTED for dtypes JSON has no form for.
+    """
+    if not inputs:
+        raise invalid_argument("Failed to get input map for signature: it has no inputs; use gRPC.")
+    if "instances" in document and "inputs" in document:
+        raise invalid_argument(
+            f"JSON Value: {_shown(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            "keys to exist "
+        )
+    if "instances" in document:
+        instances = document["instances"]
+        if not isinstance(instances, list):
+            raise invalid_argument(f"JSON Value: {_shown(document)} Expecting 'instances' to be an list/array")
+        if not instances:
+            raise invalid_argument(f"JSON Value: {_shown(document)} No values in 'instances' array")
+        return _from_rows(instances, inputs), True
+    if "inputs" in document:
+        return _from_columns(document["inputs"], inputs), False
+    raise invalid_argument("Missing 'inputs' or 'instances' key")
+
+
+def _from_rows(instances: list[Any], inputs: _TensorInfos) -> dict[str, np.ndarray]:
+    named = _is_named(instances[0])
+    if not named and len(inputs) > 1:
+        raise invalid_argument(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    for position, row in enumerate(instances):
+        if _is_named(row) is not named:
+            raise invalid_argument(
+                f"Expecting object but got list at item {position} of input list"
+                if named
+                else f"Expecting value/list but got object at item {position} of input list"
+            )
+    if not named:
+        ((name, info),) = inputs.items()
+        return {name: _array(name, instances, info.dtype)}
+    expected = set(inputs)
+    for position, row in enumerate(instances):
+        if row.keys() != expected:
+            unknown = sorted(row.keys() - expected)
+            fault = f"JSON object: does not have named input: {unknown[0]}. " if unknown else ""
+            raise invalid_argument(
+                f"Failed to process element: {position} of 'instances' list. {fault}JSON object: {_shown(row)} "
+                f"keys must be equal to: {','.join(sorted(expected))}"
+            )
+    return {name: _array(name, [row[name] for row in instances], info.dtype) for name, info in inputs.items()}
+
+
+def _from_columns(value: Any, inputs: _TensorInfos) -> dict[str, np.ndarray]:
+    if not _is_named(value):
+        if len(inputs) > 1:
+            raise invalid_argument(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+                "tensorinfo_map"
+            )
+        ((name, info),) = inputs.items()
+        return {name: _array(name, value, info.dtype)}
+    arrays = {}
+    for name, info in inputs.items():
+        if name not in value:
+            raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
+        arrays[name] = _array(name, value[name], info.dtype)
+    return arrays
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_named(value: Any) -> bool:
+    """True for an object of named inputs; a base64 string is an object too, but a value."""
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _array(name: str, value: Any, dtype: int) -> np.ndarray:
+    """Turns nested lists into an array, level by level, so that no list is visited by Python code value by value."""
+    shape: list[int] = []
+    flat = [value]
+    while flat and isinstance(flat[0], list):
+        if len(shape) == _MAX_NESTING:
+            raise invalid_argument(f"Encountered list at unexpected level: {_MAX_NESTING} for input: {name}")
+        size = len(flat[0])
+        for entry in flat:
+            if not isinstance(entry, list):
+                raise invalid_argument(
+                    f"JSON Value: {_shown(entry)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
+                    f"Expected at level: {len(shape) + 2} for input: {name}"
+                )
+            if len(entry) != size:
+                raise invalid_argument(
+                    f"Encountered list at unexpected size: {len(entry)} at level: {len(shape)} "
+                    f"expected size: {size} for input: {name}"
+                )
+        shape.append(size)
+        flat = list(chain.from_iterable(flat))
+    return _values(flat, dtype).reshape(shape)
+
+
+def _values(flat: list[Any], dtype: int) -> np.ndarray:
+    kinds = set(map(type, flat))
+    if list in kinds:
+        raise invalid_argument(f"Encountered list at unexpected level: {_shown(flat)}")
+    if dtype == types_pb2.DT_STRING:
+        return object_array([_string(value) for value in flat])
+    if dtype in _FLOATS:
+        _require(flat, kinds <= {int, float}, (int, float), dtype)
+        with np.errstate(over="ignore"):
+            return np.array([_float(value) for value in flat], dtype=np.float64).astype(NUMPY_TYPES[dtype])
+    if dtype == types_pb2.DT_BOOL:
+        _require(flat, kinds <= {bool}, (bool,), dtype)
+        return np.array(flat, dtype=np.bool_)
+    if dtype in _INTEGERS:
+        _require(flat, kinds <= {int}, (int,), dtype)
+        limits = np.iinfo(NUMPY_TYPES[dtype])
+        for value in (min(flat, default=0), max(flat, default=0)):
+            if not limits.min <= value <= limits.max:
+                raise _type_error(value, dtype)
+        return np.array(flat, dtype=NUMPY_TYPES[dtype])
+    raise StatusError(
+        Code.UNIMPLEMENTED, f"Conversion of JSON Value: {_shown(flat[:1])} to type: {type_name(dtype)}"
+    )
+
+
+def _require(flat: Iterable[Any], is_good: bool, kinds: tuple[type, ...], dtype: int) -> None:
+    if not is_good:
+        raise _type_error(next(value for value in flat if type(value) not in kinds), dtype)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _string(value: Any) -> bytes:
+    if isinstance(value, str):
+        return _encode(value)
+    if isinstance(value, dict):
+        return decode_base64(value)
+    raise _type_error(value, types_pb2.DT_STRING)
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from error
+
+
+def decode_base64(value: dict[str, Any]) -> bytes:
+    """Reads `{"b64": "…"}`, standard alphabet, with or without padding."""
+    if not _is_base64(value):
+        raise invalid_argument(f"JSON Value: {_shown(value)} not formatted correctly for base64 data")
+    text = value["b64"]
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4) if "=" not in text else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid_argument("Unable to base64 decode") from error
+
+
+def _type_error(value: Any, dtype: int) -> StatusError:
+    kinds = {bool: str(value), dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    kind = kinds.get(type(value), "Null")
+    return invalid_argument(
+        f"JSON Value: {_shown(value)} Type: {kind} is not of expected type: {type_name(dtype)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    """Up to 256 characters of a value, without writing out all of a large one."""
+    encoder = json.JSONEncoder(ensure_ascii=True)
+    text = ""
+    try:
+        for piece in encoder.iterencode(value):
+            text += piece[:256]
+            if len(text) >= 256:
+                break
+    except RecursionError:
+        text += "…"
+    return text[:256]
+
+
+def predict_body(outputs: Mapping[str, np.ndarray], *, is_row_form: bool) -> bytes:
+    """Writes the answer to a predict request.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if the outputs of a row-form request have no common dimension 0.
+    """
+    if not is_row_form:
+        texts = {name: _nested(name, value) for name, value in outputs.items()}
+        return _document("outputs", _one_or_object(texts))
+    sizes: dict[str, int] = {}
+    for name, value in outputs.items():
+        if value.ndim == 0:
+            raise invalid_argument(f"Tensor name: {name} has no shape information ")
+        sizes[name] = len(value)
+        if len(set(sizes.values())) > 1:
+            expected = next(iter(sizes.values()))
+            raise invalid_argument(
+                f"Tensor name: {name} has inconsistent batch size: {len(value)} expecting: {expected}"
+            )
+    if len(outputs) == 1:
+        ((name, value),) = outputs.items()
+        return _document("predictions", _nested(name, value))
+    columns = {name: _rows(name, value) for name, value in outputs.items()}
+    rows = [
+        _one_or_object(dict(zip(columns, cells, strict=True))) for cells in zip(*columns.values(), strict=True)
+    ]
+    return _document("predictions", "[" + ", ".join(rows) + "]")
+
+
+def _document(key: str, text: str) -> bytes:
+    return f'{{\n    "{key}": {text}\n}}'.encode("utf-8", "surrogateescape")
+
+
+def _one_or_object(texts: Mapping[str, str]) -> str:
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in texts.items()) + "}"
+
+
+def _rows(name: str, value: np.ndarray) -> list[str]:
+    """JSON of each row."""
+    texts, width = _scalars(name, value), prod(value.shape[1:])
+    return [_shaped(texts[row * width : (row + 1) * width], value.shape[1:]) for row in range(len(value))]
+
+
+def _nested(name: str, value: np.ndarray) -> str:
+    return _shaped(_scalars(name, value), value.shape)
+
+
+def _shaped(texts: Sequence[str], shape: Sequence[int]) -> str:
+    """Puts brackets around a flat list of JSON values, innermost dimension first."""
+    for size in reversed(shape):
+        outer = len(texts) // size if size else 1
+        if size == 0:
+            return _empty(shape)
+        texts = ["[" + ", ".join(texts[row * size : (row + 1) * size]) + "]" for row in range(outer)]
+    return texts[0]
+
+
+def _empty(shape: Sequence[int]) -> str:
+    if not shape or shape[0] == 0:
+        return "[]"
+    return "[" + ", ".join([_empty(shape[1:])] * shape[0]) + "]"
+
+
+def _scalars(name: str, value: np.ndarray) -> list[str]:
+    """JSON of every value, in order."""
+    number = TYPE_NUMBERS.get(value.dtype)
+    flat = value.reshape(-1)
+    if number in _FLOATS:
+        return decimals(flat)
+    if number in _INTEGERS:
+        return list(map(str, flat.tolist()))
+    if number == types_pb2.DT_BOOL:
+        return ["true" if item else "false" for item in flat.tolist()]
+    if number == types_pb2.DT_STRING:
+        if name.endswith(_BYTES_SUFFIX):
+            return [f'{{"b64": "{base64.b64encode(item).decode()}"}}' for item in flat.tolist()]
+        return [quoted(item) for item in flat.tolist()]
+    raise invalid_argument(f"Failed to write JSON value for tensor type: {type_name(number or 0)}")
+
+
+def quoted(text: bytes) -> str:
+    """A JSON string of bytes that are usually UTF-8."""
+    return json.dumps(text.decode("utf-8", "surrogateescape"), ensure_ascii=False)
+
+
+def decimals(values: np.ndarray) -> list[str]:
+    """Writes floats with 6 digits where these say it exactly, else with as many as the type has; never as integers.
+
+    Args:
+        values: Vector of float32 or float64.
+    """
+    floats = values.tolist()
+    texts = ["%g" % value for value in floats]
+    exact = np.array([float(text) for text in texts], dtype=np.float64).astype(values.dtype) == values
+    long_form = "%.9g" if values.dtype == np.float32 else "%.17g"
+    for position in np.flatnonzero(~exact).tolist():
+        texts[position] = long_form % floats[position]
+    special = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    return [
+        special[text] if text in special else text if "." in text or "e" in text else text + ".0" for text in texts
+    ]

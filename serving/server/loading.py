@@ -1,0 +1,112 @@
+"""Turns a version folder into a model that answers: probe, load, warm up, batch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.server.batching import BatchingModel, BatchScheduler, ServedModel
+from serving.server.metrics import Metrics
+from serving.server.saved_model import LoadedModel, SessionThreads
+from serving.server.status import Code, StatusError
+from serving.server.warmup import run_warmup
+
+_PROBE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the flags say about loading.
+
+    Attributes:
+        tags: Tags of the MetaGraph.
+        threads: Thread counts of each session.
+        warmup_iterations: How often to run each warm-up record; 0 turns warm-up off.
+        probe: Whether a version that would replace another is first loaded in a process of its own.
+    """
+
+    tags: tuple[str, ...] = ("serve",)
+    threads: SessionThreads = SessionThreads()
+    warmup_iterations: int = 1
+    probe: bool = True
+
+
+class ModelLoader:
+    """Loads versions for the version manager.
+
+    Args:
+        options: Flags.
+        metrics: Where batches are counted.
+        scheduler: Shared batch threads; None turns batching off.
+        is_replacing: Whether a model of this name answers already.
+    """
+
+    def __init__(
+        self,
+        options: LoadOptions,
+        metrics: Metrics,
+        scheduler: BatchScheduler | None,
+        is_replacing: Callable[[str], bool],
+    ) -> None:
+        self._options = options
+        self._metrics = metrics
+        self._scheduler = scheduler
+        self._is_replacing = is_replacing
+
+    def __call__(self, name: str, version: int, path: Path) -> ServedModel:
+        """Loads one version.
+
+        Raises:
+            StatusError: It does not load, or a warm-up record fails.
+        """
+        if self._options.probe and self._is_replacing(name):
+            probe_version(path, self._options)
+        model = load_model(path, self._options)
+        return BatchingModel(model, self._scheduler, self._metrics) if self._scheduler else model
+
+
+def load_model(path: Path, options: LoadOptions) -> LoadedModel:
+    """Loads and warms up the model of a folder."""
+    model = LoadedModel(path, options.tags, options.threads)
+    try:
+        if options.warmup_iterations:
+            run_warmup(model, path, options.warmup_iterations)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def probe_version(path: Path, options: LoadOptions) -> None:
+    """Loads a folder in a process of its own, at the lowest priority.
+
+    TensorFlow aborts the whole process on some damaged graphs. Better a process that serves nobody: while the probe
+    dies, the version that is served goes on answering.
+
+    Raises:
+        StatusError: The error of the load; INTERNAL if the process died of it.
+    """
+    threads = options.threads
+    arguments = [str(path), ",".join(options.tags), str(threads.intra_op), str(threads.inter_op)]
+    command = [sys.executable, "-m", "serving.server.probe", *arguments, str(options.warmup_iterations)]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, timeout=_PROBE_SECONDS, check=False, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StatusError(
+            Code.DEADLINE_EXCEEDED, f"Loading {path} took more than {_PROBE_SECONDS} s in the probe."
+        ) from error
+    if result.returncode == 0:
+        return
+    try:
+        report = json.loads(result.stdout.splitlines()[-1])
+        raise StatusError(Code(report["code"]), report["message"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        tail = result.stderr.decode(errors="replace")[-500:]
+        raise StatusError(
+            Code.INTERNAL, f"Loading {path} killed the process that tried it (exit {result.returncode}): {tail}"
+        ) from None

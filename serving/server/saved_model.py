@@ -1,0 +1,214 @@
+"""Loads a SavedModel into TensorFlow's C++ session and runs its signatures.
+
+Does what TensorFlow Serving's C++ loader does (import the graph, restore the variables, run the initializer with the
+asset paths), so shapes declared in a signature are not enforced, and errors of the graph keep their code and text.
+A callable of the session costs 10 us from Python where a loaded concrete function costs 500 us
+(docs/decisions/0041-serve-through-the-c-api.md).
+"""
+
+import ctypes
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+from tensorflow.python.client import pywrap_tf_session as c_api
+
+# Registers the exception classes that the C API raises; without it the first error aborts the process.
+from tensorflow.python.framework import errors_impl
+
+from serving.server.status import Code, StatusError
+from serving.server.tensors import object_array
+
+INIT_OP = "__saved_model_init_op"
+_MAX_CALLABLES = 256
+
+
+@dataclass(frozen=True)
+class SessionThreads:
+    """Thread counts of the session, by the meaning of TensorFlow's ConfigProto (0 = one per core).
+
+    `inter_op` below 0 runs the whole graph in the calling thread: many requests already keep all cores busy, and the
+    hop to another thread costs more than these graphs gain from it.
+    """
+
+    intra_op: int = 0
+    inter_op: int = -1
+
+
+class LoadedModel:
+    """One SavedModel, restored and initialised.
+
+    Args:
+        path: Folder that holds `saved_model.pb`.
+        tags: Tags of the MetaGraph to load.
+        threads: Thread counts of the session.
+
+    Raises:
+        StatusError: The folder is no loadable SavedModel; the code is NOT_FOUND, DATA_LOSS or TensorFlow's own.
+    """
+
+    def __init__(
+        self, path: Path, tags: Collection[str] = ("serve",), threads: SessionThreads | None = None
+    ) -> None:
+        self.path = path
+        meta_graph = _read_meta_graph(path, frozenset(tags))
+        self.signatures: Mapping[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
+        self._lock = threading.Lock()
+        self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+        self._session = None
+        try:
+            self._graph, self._session = _open_session(meta_graph, threads or SessionThreads())
+            self._restore(meta_graph)
+        except errors_impl.OpError as error:
+            self.close()
+            raise StatusError(Code(error.error_code), f"{error.message} (while loading {path})") from error
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        """Runs the graph once.
+
+        Args:
+            feeds: Tensor name to value.
+            fetches: Names of the tensors to return.
+
+        Returns:
+            The value of each fetch, in order; strings as object arrays of bytes.
+
+        Raises:
+            tensorflow.errors.OpError: Whatever the graph raises.
+        """
+        names = tuple(feeds)
+        wanted = tuple(dict.fromkeys(fetches))
+        handle = self._callable(names, wanted)
+        arguments = [feeds[name] for name in names]
+        if handle is None:
+            handle = _make_callable(self._session, names, wanted, ())
+            try:
+                values = c_api.TF_SessionRunCallable(self._session, handle, arguments, None)
+            finally:
+                c_api.TF_SessionReleaseCallable(self._session, handle)
+        else:
+            values = c_api.TF_SessionRunCallable(self._session, handle, arguments, None)
+        if len(wanted) == len(fetches):
+            return list(values)
+        by_name = dict(zip(wanted, values, strict=True))
+        return [by_name[name] for name in fetches]
+
+    def close(self) -> None:
+        """Frees the session and its variables, and gives the memory back to the system."""
+        session, self._session = self._session, None
+        self._callables.clear()
+        if session is None:
+            return
+        c_api.TF_CloseSession(session)
+        c_api.TF_DeleteSession(session)
+        self._graph.Dismantle()
+        _return_free_memory()
+
+    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> int | None:
+        """Returns the kept callable; None when the table is full (output_filter alone has 2^n values)."""
+        key = (feeds, fetches)
+        handle = self._callables.get(key)
+        if handle is not None:
+            return handle
+        with self._lock:
+            if key not in self._callables:
+                if len(self._callables) >= _MAX_CALLABLES:
+                    return None
+                self._callables[key] = _make_callable(self._session, feeds, fetches, ())
+            return self._callables[key]
+
+    def _restore(self, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
+        variables = self.path / "variables" / "variables"
+        saver = meta_graph.saver_def
+        if saver.restore_op_name and variables.with_suffix(".index").exists():
+            self._run_target(saver.restore_op_name, {saver.filename_tensor_name: str(variables)})
+        target = _initializer(meta_graph)
+        if target:
+            assets = {
+                asset.tensor_info.name: str(self.path / "assets" / asset.filename)
+                for asset in meta_graph.asset_file_def
+            }
+            self._run_target(target, assets)
+
+    def _run_target(self, target: str, texts: Mapping[str, str]) -> None:
+        handle = _make_callable(self._session, tuple(texts), (), (target,))
+        values = [object_array([text.encode()]).reshape(()) for text in texts.values()]
+        c_api.TF_SessionRunCallable(self._session, handle, values, None)
+        c_api.TF_SessionReleaseCallable(self._session, handle)
+
+
+def _read_meta_graph(path: Path, tags: frozenset[str]) -> meta_graph_pb2.MetaGraphDef:
+    file = path / "saved_model.pb"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StatusError(
+            Code.NOT_FOUND, f"Could not find SavedModel .pb at supplied export directory path: {path} ({error})"
+        ) from error
+    try:
+        saved_model = saved_model_pb2.SavedModel.FromString(content)
+    except DecodeError as error:
+        raise StatusError(Code.DATA_LOSS, f"Can't parse {file} as binary proto") from error
+    for meta_graph in saved_model.meta_graphs:
+        if set(meta_graph.meta_info_def.tags) == tags:
+            return meta_graph
+    found = [sorted(meta_graph.meta_info_def.tags) for meta_graph in saved_model.meta_graphs]
+    raise StatusError(
+        Code.NOT_FOUND,
+        f"Could not find meta graph def matching supplied tags: {{ {' '.join(sorted(tags))} }} in {file}; it has {found}",
+    )
+
+
+def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads) -> tuple[object, object]:
+    graph = c_api.PyGraph()
+    options = c_api.TF_NewImportGraphDefOptions()
+    buffer = c_api.TF_NewBufferFromString(meta_graph.graph_def.SerializeToString())
+    try:
+        c_api.TF_ImportGraphDefOptionsSetPrefix(options, "")
+        results = c_api.TF_GraphImportGraphDefWithResults(graph, buffer, options)
+        c_api.TF_DeleteImportGraphDefResults(results)
+    finally:
+        c_api.TF_DeleteBuffer(buffer)
+        c_api.TF_DeleteImportGraphDefOptions(options)
+    config = config_pb2.ConfigProto(
+        intra_op_parallelism_threads=threads.intra_op, inter_op_parallelism_threads=threads.inter_op
+    )
+    session_options = c_api.TF_NewSessionOptions(target="", config=config)
+    try:
+        session = c_api.TF_NewSessionRef(graph, session_options)
+    finally:
+        c_api.TF_DeleteSessionOptions(session_options)
+    c_api.ExtendSession(session)
+    return graph, session
+
+
+def _initializer(meta_graph: meta_graph_pb2.MetaGraphDef) -> str:
+    """Name of the operation to run after the restore, of either generation of SavedModels; empty if there is none."""
+    if INIT_OP in meta_graph.signature_def:
+        outputs = meta_graph.signature_def[INIT_OP].outputs
+        return str(outputs[INIT_OP].name).split(":")[0] if INIT_OP in outputs else ""
+    for key in ("saved_model_main_op", "legacy_init_op"):
+        names = meta_graph.collection_def[key].node_list.value if key in meta_graph.collection_def else []
+        if names:
+            return str(names[0]).split(":")[0]
+    return ""
+
+
+def _make_callable(session: object, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str]) -> int:
+    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
+    buffer = c_api.TF_NewBufferFromString(options.SerializeToString())
+    try:
+        return int(c_api.TF_SessionMakeCallable(session, buffer))
+    finally:
+        c_api.TF_DeleteBuffer(buffer)
+
+
+def _return_free_memory() -> None:
+    """Asks glibc to unmap what an unloaded model left behind; elsewhere there is nothing to ask."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

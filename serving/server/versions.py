@@ -1,0 +1,365 @@
+"""The life of model versions: watches the disk, loads, routes requests, unloads.
+
+A swap loads the new version, routes to it, and only then unloads the old one. A version that does not load is tried
+again and leaves the others alone. Knows nothing of protocols: it is given a function that loads a folder.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from serving.server.status import Code, StatusError, status_of
+from serving.server.storage import MonitoredModel, versions_on_disk
+
+_LOG = logging.getLogger(__name__)
+
+
+class State(IntEnum):
+    """States of a version; the numbers are those of `ModelVersionStatus`."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+class Closable(Protocol):
+    """What the manager needs to know of a loaded model."""
+
+    def close(self) -> None:
+        """Frees it."""
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=Closable)
+
+
+class Servable(Generic[ModelT]):
+    """A loaded version, and how many requests are using it."""
+
+    def __init__(self, name: str, version: int, model: ModelT) -> None:
+        self.name = name
+        self.version = version
+        self.model = model
+        self._condition = threading.Condition()
+        self._users = 0
+        self._retired = False
+
+    def acquire(self) -> bool:
+        """Registers one more user; False once the version is on its way out."""
+        with self._condition:
+            if self._retired:
+                return False
+            self._users += 1
+            return True
+
+    def release(self) -> None:
+        """Takes one user away."""
+        with self._condition:
+            self._users -= 1
+            if self._users == 0 and self._retired:
+                self._condition.notify_all()
+
+    def retire(self) -> None:
+        """Lets no further user in, waits for the present ones and frees the model."""
+        with self._condition:
+            self._retired = True
+            self._condition.wait_for(lambda: self._users == 0)
+        self.model.close()
+
+
+@dataclass(frozen=True)
+class LoadRetries:
+    """How often a failed load is tried again, and how long apart."""
+
+    count: int = 5
+    interval_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """State of one version, and why it ended if it failed."""
+
+    version: int
+    state: State
+    error: StatusError | None = None
+
+
+class _Record(Generic[ModelT]):
+    """Everything the manager remembers of one version."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = State.START
+        self.aspired = True
+        self.error: StatusError | None = None
+        self.failures = 0
+        self.not_before = 0.0
+        self.servable: Servable[ModelT] | None = None
+
+
+_Routes = dict[str, tuple[int, dict[int, Servable[ModelT]]]]
+
+
+class VersionManager(Generic[ModelT]):
+    """Keeps the served versions equal to what the disk and the policies ask for.
+
+    Args:
+        load: Loads one version: model name, version, folder. Raising means the version does not load.
+        poll_seconds: How often to look at the disk; 0 looks once, below 0 never.
+        retries: What to do about loads that fail.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str, int, Path], ModelT],
+        *,
+        poll_seconds: float = 1.0,
+        retries: LoadRetries | None = None,
+    ) -> None:
+        self._load = load
+        self._poll_seconds = poll_seconds
+        self._retries = retries or LoadRetries()
+        self._condition = threading.Condition()
+        self._models: dict[str, MonitoredModel] = {}
+        self._records: dict[str, dict[int, _Record[ModelT]]] = {}
+        self._routes: _Routes[ModelT] = {}  # replaced, never changed: requests read it without a lock
+        self._poll_at = 0.0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="versions", daemon=True)
+
+    def start(self) -> None:
+        """Begins watching, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops watching and unloads everything, after the requests under way."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._condition:
+            routed = [servable for _, versions in self._routes.values() for servable in versions.values()]
+            self._routes = {}
+        for servable in routed:
+            servable.retire()
+
+    def watch(self, models: Iterable[MonitoredModel]) -> None:
+        """Replaces the watched models; the disk is looked at again at once."""
+        with self._condition:
+            self._models = {model.name: model for model in models}
+            for name in self._records.keys() - self._models.keys():
+                self._aspire(name, {})
+            self._poll_at = 0.0
+            self._condition.notify_all()
+
+    @contextmanager
+    def servable(self, name: str, version: int | None = None) -> Iterator[Servable[ModelT]]:
+        """Gives access to a loaded version, which stays loaded until the block ends.
+
+        Args:
+            name: Model name.
+            version: A version, or None for the largest loaded one.
+
+        Raises:
+            StatusError: NOT_FOUND if that is not loaded.
+        """
+        while True:
+            latest, versions = self._routes.get(name, (0, {}))
+            servable = versions.get(latest if version is None else version)
+            if servable is None:
+                asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {asked}")
+            if servable.acquire():
+                break
+        try:
+            yield servable
+        finally:
+            servable.release()
+
+    def statuses(self, name: str) -> list[VersionStatus]:
+        """Every version this process has known of a model, newest first."""
+        with self._condition:
+            records = self._records.get(name, {})
+            return [
+                VersionStatus(version, records[version].state, records[version].error)
+                for version in sorted(records, reverse=True)
+            ]
+
+    def wait_available(self, names: Sequence[str], timeout_seconds: float | None = None) -> list[str]:
+        """Waits until each model has a version that answers, or none left that still could.
+
+        Returns:
+            Names of the models that failed: all their versions ended. Models with no version at all are waited for.
+
+        Raises:
+            StatusError: UNAVAILABLE if the manager was stopped, DEADLINE_EXCEEDED after `timeout_seconds`.
+        """
+
+        def settled(name: str) -> bool:
+            wanted = [record for record in self._records.get(name, {}).values() if record.aspired]
+            states = {record.state for record in wanted}
+            return State.AVAILABLE in states or states == {State.END}
+
+        with self._condition:
+            done = self._condition.wait_for(lambda: self._stopped or all(map(settled, names)), timeout_seconds)
+            if self._stopped:
+                raise StatusError(Code.UNAVAILABLE, "The server is shutting down.")
+            if not done:
+                raise StatusError(Code.DEADLINE_EXCEEDED, f"Models {sorted(names)} did not become available in time.")
+            return [name for name in names if name not in self._routes]
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                if self._stopped:
+                    return
+                now = time.monotonic()
+                due = self._poll_at <= now and self._poll_seconds >= 0 and bool(self._models)
+                models = list(self._models.values())
+            if due:
+                self._poll(models)
+            if self._act():
+                continue
+            with self._condition:
+                if not self._stopped:
+                    self._condition.wait(self._idle_seconds())
+
+    def _poll(self, models: Sequence[MonitoredModel]) -> None:
+        found = {model.name: versions_on_disk(model.base_path) for model in models}
+        with self._condition:
+            for model in models:
+                versions = found[model.name]
+                if versions is None or self._models.get(model.name) != model:
+                    continue  # a missing base path changes nothing
+                chosen = model.policy.choose(versions)
+                self._aspire(model.name, {version: versions[version] for version in chosen})
+            if self._models and list(self._models.values()) == list(models):
+                self._poll_at = time.monotonic() + self._poll_seconds if self._poll_seconds > 0 else float("inf")
+
+    def _aspire(self, name: str, wanted: dict[int, Path]) -> None:
+        """Notes what should be served of a model; called with the lock held."""
+        records = self._records.setdefault(name, {})
+        for version, record in records.items():
+            if version not in wanted:
+                record.aspired = False
+        for version, path in wanted.items():
+            record_now = records.get(version)
+            if record_now is None or (record_now.state is State.END and not record_now.aspired):
+                records[version] = _Record(path)
+            elif not record_now.aspired:
+                record_now.aspired = True
+
+    def _act(self) -> bool:
+        """Does the most urgent thing there is to do: a load before an unload. False if there is nothing."""
+        with self._condition:
+            now = time.monotonic()
+            for name, records in self._records.items():
+                for version in sorted(records, reverse=True):
+                    record = records[version]
+                    if record.state in (State.START, State.LOADING) and not record.aspired:
+                        record.state = State.END
+                        self._condition.notify_all()
+                    elif record.state in (State.START, State.LOADING) and record.not_before <= now:
+                        record.state = State.LOADING
+                        break
+                else:
+                    continue
+                break
+            else:
+                return self._unload_one()
+        self._try_load(name, version, record)
+        return True
+
+    def _try_load(self, name: str, version: int, record: _Record[ModelT]) -> None:
+        started = time.monotonic()
+        try:
+            servable = Servable(name, version, self._load(name, version, record.path))
+        except Exception as error:
+            # A version of unknown origin may fail in any way; the server and the other versions must live on.
+            self._note_failure(name, version, record, status_of(error))
+            return
+        with self._condition:
+            record.servable = servable
+            record.state = State.AVAILABLE
+            self._route(name)
+            self._condition.notify_all()
+        _LOG.info("Loaded %s version %d in %.2f s.", name, version, time.monotonic() - started)
+
+    def _note_failure(self, name: str, version: int, record: _Record[ModelT], error: StatusError) -> None:
+        with self._condition:
+            record.failures += 1
+            if record.failures > self._retries.count:
+                record.state, record.error = State.END, error
+                self._condition.notify_all()
+                _LOG.error("Gave up %s version %d after %d tries: %s", name, version, record.failures, error)
+            else:
+                record.not_before = time.monotonic() + max(0.0, self._retries.interval_seconds)
+                _LOG.warning(
+                    "Could not load %s version %d (try %d of %d): %s",
+                    name,
+                    version,
+                    record.failures,
+                    self._retries.count + 1,
+                    error,
+                )
+
+    def _unload_one(self) -> bool:
+        """Starts one unload that leaves something to answer with; called with the lock held."""
+        for name, records in self._records.items():
+            wanted = [record for record in records.values() if record.aspired]
+            if wanted and not any(record.state is State.AVAILABLE for record in wanted):
+                continue
+            for version in sorted(records):
+                record = records[version]
+                if record.state is State.AVAILABLE and not record.aspired:
+                    record.state = State.UNLOADING
+                    self._route(name)
+                    threading.Thread(
+                        target=self._unload, args=(name, version, record), name=f"unload-{version}", daemon=True
+                    ).start()
+                    return True
+        return False
+
+    def _unload(self, name: str, version: int, record: _Record[ModelT]) -> None:
+        if record.servable is not None:
+            record.servable.retire()
+            record.servable = None
+        with self._condition:
+            record.state = State.END
+            if record.aspired:  # it came back while it was going
+                self._records[name][version] = _Record(record.path)
+            self._condition.notify_all()
+        _LOG.info("Unloaded %s version %d.", name, version)
+
+    def _route(self, name: str) -> None:
+        """Publishes the loaded versions of a model; called with the lock held."""
+        loaded = {
+            version: record.servable
+            for version, record in self._records[name].items()
+            if record.state is State.AVAILABLE and record.servable is not None
+        }
+        routes = {other: route for other, route in self._routes.items() if other != name}
+        if loaded:
+            routes[name] = (max(loaded), loaded)
+        self._routes = routes
+
+    def _idle_seconds(self) -> float | None:
+        """Time until the next look at the disk or the next retry; called with the lock held."""
+        times = [self._poll_at] if self._poll_seconds >= 0 and self._models else []
+        times += [
+            record.not_before
+            for records in self._records.values()
+            for record in records.values()
+            if record.state in (State.START, State.LOADING)
+        ]
+        soonest = min(times, default=float("inf"))
+        return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
