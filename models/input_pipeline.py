@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.config import TwoTowerConfig
 from models.features import FeatureColumn, feature_column, uses_vocabulary, vocabulary_filename
 
-SHORTEST_BUCKET = 8
+NUM_BUCKETS = 3
 LARGEST_BATCH_GROWTH = 4
 READ_BATCH = 4096
 
@@ -66,12 +66,14 @@ class Sequences:
         features: Padded transformed query features `(num_users, width)`.
         targets: Item rows to be found, for evaluation.
         timestamps: Seconds, aligned with `rows`.
+        user_ids: Bytes, one per history.
     """
 
     rows: Ragged
     features: Mapping[str, NDArray] = field(default_factory=dict)
     targets: Ragged | None = None
     timestamps: Ragged | None = None
+    user_ids: NDArray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,11 +147,8 @@ def cut_windows(histories: Ragged, length: int, every_event: bool) -> Windows:
 
 
 def bucket_lengths(max_length: int) -> NDArray[np.int64]:
-    """Padded lengths that batches may have: halves of the longest, down to a shortest."""
-    lengths = [max_length]
-    while lengths[-1] // 2 >= SHORTEST_BUCKET:
-        lengths.append(-(-lengths[-1] // 2))
-    return np.array(lengths[::-1], dtype=np.int64)
+    """Padded lengths that batches may have: the longest, its half and its quarter; each costs a trace of the step."""
+    return np.unique([-(-max_length // 2**halvings) for halvings in range(NUM_BUCKETS)])
 
 
 def bucket_batch_size(batch_size: int, length: int, max_length: int, multiple: int = 1) -> int:
@@ -397,23 +396,24 @@ def _items(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Ite
 
 
 def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Sequences:
-    """Histories in an order that depends on their content alone: Beam writes records in any order."""
+    """Histories in the order of the user ids: Beam writes records in any order."""
     history, times = table["history"], table.get("history_timestamps")
-    keys = [history.lengths]
-    padded = np.append(history.values, 0)
-    for place in (0, 1, 2):
-        keys.append(padded[np.minimum(history.splits[:-1] + place, history.splits[1:])])
-    if times is not None:
-        padded = np.append(times.values, 0)
-        keys += [padded[times.splits[:-1]], padded[np.maximum(times.splits[1:] - 1, 0)]]
-    order = np.lexsort(keys)
+    order = np.argsort(table["user_id"].values) if "user_id" in table else np.lexsort(_content_keys(history))
     targets = table.get("targets")
     return Sequences(
         rows=take(history, order),
         features={column.name: dense_feature(table[column.name], column)[order] for column in columns},
         targets=take(targets, order) if targets is not None and len(targets.values) else None,
         timestamps=take(times, order) if times is not None and len(times.values) else None,
+        user_ids=table["user_id"].values[order] if "user_id" in table else None,
     )
+
+
+def _content_keys(history: Ragged) -> list[NDArray]:
+    """Keys that order histories by their content."""
+    padded = np.append(history.values, 0)
+    firsts = [padded[np.minimum(history.splits[:-1] + place, history.splits[1:])] for place in range(3)]
+    return [*firsts, history.lengths]
 
 
 __all__ = [

@@ -20,7 +20,7 @@ import tensorflow_transform as tft
 ITEM_VOCABULARY = "items"
 LARGEST_CATALOGUE = 2**24
 SECONDS_PER_DAY = 86_400
-PASSED_THROUGH = ("item_row", "item_live", "item_train_events", "history_timestamps", "target_timestamps")
+PASSED_THROUGH = ("item_row", "item_live", "item_train_events", "user_id", "history_timestamps", "target_timestamps")
 
 Inputs = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
 
     Returns:
         `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
-        0 = unknown item), the features as `candidate_…` and `query_…`, and counts and times as they are.
+        0 = unknown item), the features as `candidate_…` and `query_…`, and ids, counts and times as they are.
 
     Raises:
         ValueError: If the data lacks the column of a declared feature.

@@ -1,0 +1,160 @@
+"""`run_fn` of the TFX Trainer: read FnArgs, call the modules that do the work, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from models.config import TrainingConfig, TwoTowerConfig
+from models.fitting import FitResult, fit, make_strategy
+from models.input_pipeline import TrainingData, load_training_data
+from models.keras import keras, tf
+from models.serving_graph.users import UserHistories
+from models.two_tower import TwoTowerModel
+
+TRAINING_FOLDER = "training"
+HISTORY_FILE = "history.json"
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains, saves the weights beside the SavedModel, exports.
+
+    Args:
+        fn_args: TFX `FnArgs`; `custom_config["two_tower"]` holds the JSON of `TwoTowerConfig`.
+    """
+    from models.export import Catalogue, ServedTowers, export_saved_model
+
+    started = time.monotonic()
+    config = TwoTowerConfig.model_validate_json(fn_args.custom_config["two_tower"])
+    patterns = patterns_by_split([*fn_args.train_files, *fn_args.eval_files])
+    data = load_training_data(patterns, fn_args.transform_graph_path, config)
+    print(
+        f"{len(data.train):,} histories with {len(data.train.rows.values):,} events, {data.items.num_items:,} items, "
+        f"read in {time.monotonic() - started:.1f} s",
+        flush=True,
+    )
+    model, result = train(
+        config,
+        data,
+        log_dir=fn_args.model_run_dir,
+        checkpoint_dir=checkpoint_folder(fn_args),
+    )
+    serving = PurePosixPath(fn_args.serving_model_dir)
+    training = str(serving.parent / TRAINING_FOLDER)
+    model.save(training)
+    with tf.io.gfile.GFile(f"{training}/{HISTORY_FILE}", "w") as file:
+        file.write(json.dumps(result.to_json(), indent=2) + "\n")
+    export_saved_model(
+        str(serving),
+        ServedTowers.of(model),
+        Catalogue(data.items.live, data.items.train_events),
+        user_histories(data),
+        transform_graph_dir=fn_args.transform_graph_path,
+    )
+    if tf.io.gfile.exists(checkpoint_folder(fn_args)):
+        tf.io.gfile.rmtree(checkpoint_folder(fn_args))
+
+
+def user_histories(data: TrainingData) -> UserHistories:
+    """What `recommend_user` reads: all events of every user; the train events where there is no `all` split.
+
+    Raises:
+        ValueError: If the examples carry no user ids.
+    """
+    sequences = data.everything or data.train
+    if sequences.user_ids is None:
+        raise ValueError("the transformed examples lack `user_id`; run Transform again")
+    return UserHistories(
+        list(sequences.user_ids), sequences.rows.values, sequences.rows.splits, dict(sequences.features)
+    )
+
+
+def train(
+    config: TwoTowerConfig,
+    data: TrainingData,
+    *,
+    log_dir: str | None = None,
+    checkpoint_dir: str | None = None,
+) -> tuple[TwoTowerModel, FitResult]:
+    """Builds and fits a model; with `refit` fits a second one on all events for the chosen number of epochs.
+
+    Returns:
+        The model to serve, and the outcome of the fit that was validated.
+    """
+    model, result = _fit_new(config, data, config.training, log_dir, _below(checkpoint_dir, "fit"))
+    if not config.training.refit or data.everything is None:
+        return model, result
+    print(f"refit on all events for {result.best_epoch} epochs", flush=True)
+    events = np.bincount(data.everything.rows.values, minlength=data.items.num_items + 1)
+    events[0] = 0
+    items = dataclasses.replace(data.items, train_events=events)
+    everything = TrainingData(items, data.everything, feature_sizes=data.feature_sizes)
+    training = config.training.model_copy(update={"epochs": result.best_epoch, "max_train_seconds": 0.0})
+    model, _ = _fit_new(config, everything, training, _below(log_dir, "refit"), _below(checkpoint_dir, "refit"))
+    return model, result
+
+
+def _below(folder: str | None, name: str) -> str | None:
+    return f"{folder}/{name}" if folder else None
+
+
+def _fit_new(
+    config: TwoTowerConfig,
+    data: TrainingData,
+    training: TrainingConfig,
+    log_dir: str | None,
+    checkpoint_dir: str | None,
+) -> tuple[TwoTowerModel, FitResult]:
+    keras.utils.set_random_seed(training.seed)
+    strategy = make_strategy(training)
+    with strategy.scope():
+        model = TwoTowerModel(config, data.items.num_items, data.feature_sizes)
+        model.set_item_features(data.items)
+    result = fit(
+        model,
+        data,
+        training,
+        log_dir=log_dir,
+        checkpoint_dir=checkpoint_dir,
+        strategy=strategy,
+        report=lambda line: print(line, flush=True),
+    )
+    return model, result
+
+
+def patterns_by_split(patterns: Sequence[str]) -> Mapping[str, list[str]]:
+    """Sorts file patterns by the `Split-<name>` folder in them.
+
+    Raises:
+        ValueError: If a pattern holds no such folder.
+    """
+    splits: dict[str, list[str]] = {}
+    for pattern in patterns:
+        names = [part.removeprefix("Split-") for part in PurePosixPath(pattern).parts if part.startswith("Split-")]
+        if not names:
+            raise ValueError(f"the file pattern {pattern!r} holds no `Split-<name>` folder; give Transform's output")
+        splits.setdefault(names[-1], []).append(pattern)
+    return splits
+
+
+def checkpoint_folder(fn_args: Any) -> str:
+    """Where checkpoints lie while training runs.
+
+    TFX gives every execution new folders, so a run that was killed and started again could not find its
+    checkpoint there. The folder therefore lies beside the executions' folders and its name is a hash of
+    what decides the training; it is removed when training ends.
+    """
+    parts = [fn_args.transform_graph_path, *sorted(fn_args.train_files), *sorted(fn_args.eval_files)]
+    parts.append(json.dumps(fn_args.custom_config, sort_keys=True))
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return str(PurePosixPath(fn_args.model_run_dir).parent / f"checkpoints-{digest}")
+
+
+__all__ = ["checkpoint_folder", "patterns_by_split", "run_fn", "train"]

@@ -1,0 +1,210 @@
+"""Losses against matrices worked by hand, against each other, and against a slow reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from models import losses
+from models.keras import tf
+
+LN2, LN3 = math.log(2), math.log(3)
+
+
+def reference_softmax(queries, targets, weights, table):
+    """Plain loss and gradients, all logits at once, in float64."""
+    logits = queries @ table[1:].T
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    loss = -(weights * np.log(probabilities[np.arange(len(targets)), targets - 1])).sum()
+    grad = probabilities.copy()
+    grad[np.arange(len(targets)), targets - 1] -= 1
+    grad *= weights[:, None]
+    return loss, grad @ table[1:], np.vstack([np.zeros(table.shape[1]), grad.T @ queries])
+
+
+def test_full_softmax_by_hand() -> None:
+    # Query (1, 0) scores items (ln 2, 0), (0, 5), (0, -5) as ln 2, 0, 0: softmax 1/2, 1/4, 1/4.
+    table = tf.constant([[9.0, 9.0], [LN2, 0.0], [0.0, 5.0], [0.0, -5.0]])
+    queries = tf.constant([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    loss = losses.full_softmax_loss(queries, tf.constant([1, 2, 3]), tf.constant([1.0, 1.0, 0.0]), table)
+    assert float(loss) == pytest.approx(math.log(2) + math.log(4), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 64])
+def test_full_softmax_chunks_equal_reference(chunk_size: int) -> None:
+    rng = np.random.default_rng(3)
+    queries, table = rng.normal(size=(13, 5)), rng.normal(size=(9, 5))
+    targets, weights = rng.integers(1, 9, 13), rng.integers(0, 2, 13).astype(float)
+    expected = reference_softmax(queries, targets, weights, table)
+    h, v = tf.constant(queries, tf.float32), tf.constant(table, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch([h, v])
+        loss = 3.0 * losses.full_softmax_loss(
+            h, tf.constant(targets, tf.int32), tf.constant(weights, tf.float32), v, chunk_size
+        )
+    grads = tape.gradient(loss, [h, v])
+    assert float(loss) == pytest.approx(3 * expected[0], rel=1e-5)
+    np.testing.assert_allclose(grads[0], 3 * expected[1], atol=1e-5)
+    np.testing.assert_allclose(grads[1], 3 * expected[2], atol=1e-5)
+
+
+def test_full_softmax_survives_huge_logits() -> None:
+    table = tf.constant([[0.0], [500.0], [-500.0]])
+    query = tf.constant([[1.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(query)
+        loss = losses.full_softmax_loss(query, tf.constant([2]), tf.constant([1.0]), table)
+    assert np.isfinite(float(loss))
+    np.testing.assert_allclose(tape.gradient(loss, query), [[1000.0]], rtol=1e-6)
+
+
+def test_sampled_softmax_by_hand() -> None:
+    # Scores: target ln 3, negatives 0 and ln 2; expected counts 1/2 and 2.
+    # Corrected: 0 - ln(1/2) = ln 2 and ln 2 - ln 2 = 0, so the loss is ln((3 + 2 + 1) / 3) = ln 2.
+    loss = losses.sampled_softmax_loss(
+        tf.constant([[1.0]]),
+        tf.constant([[LN3]]),
+        tf.constant([7]),
+        tf.constant([[0.0], [LN2]]),
+        tf.constant([1, 2]),
+        tf.math.log([0.5, 2.0]),
+    )
+    assert loss.numpy()[0] == pytest.approx(LN2, rel=1e-6)
+
+
+def test_sampled_softmax_without_correction_by_hand() -> None:
+    loss = losses.sampled_softmax_loss(
+        tf.constant([[1.0]]),
+        tf.constant([[LN3]]),
+        tf.constant([7]),
+        tf.constant([[0.0], [LN2]]),
+        tf.constant([1, 2]),
+        None,
+    )
+    assert loss.numpy()[0] == pytest.approx(math.log(6 / 3), rel=1e-6)  # (3 + 1 + 2) / 3
+
+
+def test_accidental_hit_is_masked() -> None:
+    # Negative 7 is the target itself: what remains is ln((3 + 1) / 3).
+    loss = losses.sampled_softmax_loss(
+        tf.constant([[1.0]]),
+        tf.constant([[LN3]]),
+        tf.constant([7]),
+        tf.constant([[0.0], [LN3]]),
+        tf.constant([1, 7]),
+        None,
+    )
+    assert loss.numpy()[0] == pytest.approx(math.log(4 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "frequency", "mixed"])
+def test_corrected_sampled_softmax_approaches_the_full_softmax(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(31, 4)).astype(np.float32)
+    queries, targets = rng.normal(size=(6, 4)).astype(np.float32), rng.integers(1, 31, 6)
+    events = np.concatenate([[0], 1 + 1000 // np.arange(1, 31)])
+    full = np.array([reference_softmax(queries[i : i + 1], targets[i : i + 1], np.ones(1), table)[0] for i in range(6)])
+    tf.random.set_seed(5)
+    sampler = losses.NegativeSampler(events, kind)
+    negatives = sampler.sample([200_000])
+
+    def sampled(log_counts):
+        return losses.sampled_softmax_loss(
+            tf.constant(queries),
+            tf.gather(tf.constant(table), targets),
+            tf.constant(targets, tf.int32),
+            tf.gather(tf.constant(table), negatives),
+            negatives,
+            log_counts,
+        ).numpy()
+
+    np.testing.assert_allclose(sampled(sampler.log_counts(negatives)), full, rtol=0.03)
+    if kind == "frequency":  # uncorrected, popular items count too often and the size of the sample shows
+        assert np.abs(sampled(None) - full).min() > 1.0
+
+
+def fitted_scores(kind: str, corrected: bool) -> np.ndarray:
+    """Item biases learnt from sampled negatives when the truth is P(item) ~ 1 / rank."""
+    num_items = 20
+    truth = 1.0 / np.arange(1, num_items + 1)
+    truth /= truth.sum()
+    events = np.concatenate([[0], np.round(truth * 1e6)]).astype(np.int64)
+    sampler = losses.NegativeSampler(events, kind)
+    bias = tf.Variable(tf.zeros([num_items + 1, 1]))
+    optimizer = tf.optimizers.Adam(0.05)
+    tf.random.set_seed(1)
+    targets = tf.range(1, num_items + 1)
+
+    @tf.function
+    def step():
+        negatives = sampler.sample([64])
+        with tf.GradientTape() as tape:
+            per_query = losses.sampled_softmax_loss(
+                tf.ones([num_items, 1]),
+                tf.gather(bias, targets),
+                targets,
+                tf.gather(bias, negatives),
+                negatives,
+                sampler.log_counts(negatives) if corrected else None,
+            )
+            loss = tf.reduce_sum(per_query * tf.constant(truth, tf.float32))
+        optimizer.apply_gradients([(tf.convert_to_tensor(tape.gradient(loss, bias)), bias)])
+
+    for _ in range(400):
+        step()
+    return bias.numpy()[1:, 0]
+
+
+def test_correction_makes_frequency_negatives_rank_as_the_full_softmax() -> None:
+    """The full softmax learns log P(item), so items rank by frequency; uncorrected negatives hide that."""
+    corrected, uncorrected = fitted_scores("frequency", True), fitted_scores("frequency", False)
+    log_frequency = -np.log(np.arange(1, 21))
+    slope = np.polyfit(log_frequency, corrected, 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.25)
+    assert np.polyfit(log_frequency, uncorrected, 1)[0] < 0.3
+    assert np.array_equal(np.argsort(-corrected)[:5], np.arange(5))
+
+
+def test_gbce_beta_by_hand() -> None:
+    # M = 10, N = 101: a = 0.1. t = 0: beta = 1; t = 1: beta = a = 0.1; t = 1/2: halfway, 0.55.
+    assert [float(losses.gbce_beta(10.0, 101, t)) for t in (0.0, 1.0, 0.5)] == pytest.approx([1.0, 0.1, 0.55])
+
+
+def test_gbce_by_hand() -> None:
+    # Target and both negatives score 0; negative 7 is the target itself. beta = 1 (t = 0).
+    # (softplus(0) + softplus(0) + 0) / 3 = 2 ln 2 / 3.
+    args = (tf.zeros([1, 1, 2]), tf.zeros([1, 1, 2]), tf.constant([[7]]), tf.zeros([1, 2, 2]), tf.constant([[1, 7]]))
+    assert float(losses.gbce_loss(*args, 101, 0.0)[0, 0]) == pytest.approx(2 * LN2 / 3, rel=1e-6)
+
+
+def test_in_batch_by_hand() -> None:
+    # Scores [[ln 3, 0], [0, 0]]: query 0 has softmax 3/4 on its target, query 1 has 1/2.
+    queries, candidates = tf.constant([[1.0, 0.0], [0.0, 0.0]]), tf.constant([[LN3, 0.0], [0.0, 1.0]])
+    loss = losses.in_batch_loss(queries, candidates, tf.constant([1, 2]), None)
+    assert float(loss) == pytest.approx(math.log(4 / 3) + LN2, rel=1e-6)
+
+
+def test_in_batch_correction_by_hand() -> None:
+    # Sampling probabilities 3/4 and 1/4 divide e^score: query 1 gets 4/3 against 4 on its own target.
+    queries, candidates = tf.zeros([2, 1]), tf.zeros([2, 1])
+    loss = losses.in_batch_loss(queries, candidates, tf.constant([1, 2]), tf.constant([0.75, 0.25]))
+    assert float(loss) == pytest.approx(math.log(4) + math.log(4 / 3), rel=1e-5)
+
+
+def test_in_batch_removes_accidental_hits() -> None:
+    queries, candidates = tf.zeros([3, 1]), tf.zeros([3, 1])
+    loss = losses.in_batch_loss(queries, candidates, tf.constant([5, 5, 6]), None)
+    assert float(loss) == pytest.approx(LN2 + LN2 + LN3, rel=1e-5)
+
+
+def test_sampler_follows_its_probabilities() -> None:
+    tf.random.set_seed(0)
+    sampler = losses.NegativeSampler(np.array([99, 6, 0, 2]), "mixed")
+    # frequency (3/4, 0, 1/4), uniform 1/3 each: mean 13/24, 4/24, 7/24.
+    np.testing.assert_allclose(sampler.probability, np.array([0, 13, 4, 7]) / 24)
+    drawn = np.bincount(sampler.sample([60_000]).numpy(), minlength=4) / 60_000
+    np.testing.assert_allclose(drawn, sampler.probability, atol=0.01)
+    assert sampler.log_counts(tf.constant([1, 1]))[0].numpy() == pytest.approx(math.log(2 * 13 / 24), rel=1e-5)
