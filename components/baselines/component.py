@@ -36,13 +36,14 @@ def RetrievalBaselines(
     from components.config import EvaluationConfig
 
     evaluation = EvaluationConfig.model_validate_json(config)
-    splits = load_baseline_splits(sequences.uri, protocol, evaluation.max_users)
+    splits = load_baseline_splits(sequences.uri, protocol)
     rows = evaluate_baselines(
         splits.test,
         splits.validation,
         evaluation.baselines,
         ks=evaluation.ks,
         ease_l2=evaluation.ease_l2,
+        max_users=evaluation.max_users,
         show=print,
     )
     document = {

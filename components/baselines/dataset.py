@@ -43,13 +43,12 @@ class BaselineSplits:
     validation: BaselineData | None
 
 
-def load_baseline_splits(uri: str, protocol: Protocol, max_users: int = 0) -> BaselineSplits:
+def load_baseline_splits(uri: str, protocol: Protocol) -> BaselineSplits:
     """Reads the splits of SequenceGen.
 
     Args:
         uri: Of its Examples artifact.
         protocol: How it split.
-        max_users: Test users that are asked; 0 = all. The fit always sees every user.
 
     Raises:
         SequencesError: The test split has no user, or a split names an item that the catalogue lacks.
@@ -75,9 +74,7 @@ def load_baseline_splits(uri: str, protocol: Protocol, max_users: int = 0) -> Ba
     if protocol == "global_time":
         everything = _events(read("all", "history_timestamps"), vocabulary, uri)
         others = _up_to(everything, int(test_events.timestamps.max(initial=np.iinfo(np.int64).min)))
-    fit = _join(test_events, others)
-    count = max_users if 0 < max_users < len(test_targets) else len(test_targets)
-    test = BaselineData(fit, test_events.history.first(count), test_targets.first(count), live)
+    test = BaselineData(_join(test_events, others), test_events.history, test_targets, live)
 
     columns = read("validation", "targets")
     histories, targets = _rows(columns["history"], vocabulary, uri), _rows(columns["targets"], vocabulary, uri)
