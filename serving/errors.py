@@ -1,14 +1,14 @@
 """Errors of the client and of starting a server.
 
-    ServingError
-    ├── ServerStartError          a server process did not get as far as answering
-    ├── RequestError              the server says the request is at fault; asking again will not help
-    │   ├── ModelNotFoundError    no such model, version or label is loaded
-    │   └── SignatureError        the model has no such signature, input or output
-    └── ServerError               the server or the network is at fault
-        ├── UnavailableError      no server there, or it is going down (retried)
-        ├── OverloadedError       the server refuses work for now (retried)
-        └── DeadlineError         no answer in time
+ServingError
+├── ServerStartError          a server process did not get as far as answering
+├── RequestError              the server says the request is at fault; asking again will not help
+│   ├── ModelNotFoundError    no such model, version or label is loaded
+│   └── SignatureError        the model has no such signature, input or output
+└── ServerError               the server or the network is at fault
+    ├── UnavailableError      no server there, or it is going down (retried)
+    ├── OverloadedError       the server refuses work for now (retried)
+    └── DeadlineError         no answer in time
 """
 
 

@@ -138,7 +138,9 @@ class ServerProcess:
             if self._is_available():
                 return True
             if time.monotonic() > give_up:
-                message = f"The server was not ready after {self._deadline_seconds:.0f} s; it wrote:\n{self._log_tail()}"
+                message = (
+                    f"The server was not ready after {self._deadline_seconds:.0f} s; it wrote:\n{self._log_tail()}"
+                )
                 self.stop()
                 raise ServerStartError(message)
             time.sleep(0.05)

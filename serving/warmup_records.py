@@ -37,7 +37,9 @@ def write_warmup_records(saved_model_dir: str | Path, requests: Iterable[predict
         for request in requests
     ]
     if len(logs) > MAX_RECORDS:
-        raise ValueError(f"{len(logs)} warm-up records given, model servers refuse more than {MAX_RECORDS}; give fewer.")
+        raise ValueError(
+            f"{len(logs)} warm-up records given, model servers refuse more than {MAX_RECORDS}; give fewer."
+        )
     target = folder / WARMUP_FILE
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(target.name + ".partial")

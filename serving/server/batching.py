@@ -17,6 +17,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.server.metrics import Metrics
 from serving.server.status import Code, StatusError, invalid_argument
+from serving.server.tensors import STRINGS
 
 
 class ServedModel(Protocol):
@@ -139,7 +140,7 @@ class BatchingModel:
     def _form(self, array: np.ndarray) -> Hashable:
         """What must agree for two inputs to be joined: the shape of a row; of a scalar, the value."""
         if array.ndim == 0:
-            return array.item() if array.dtype == object else array.tobytes()
+            return array.item() if array.dtype == STRINGS else array.tobytes()
         return array.ndim if self._parameters.pad_variable_length_inputs else array.shape[1:]
 
     def _join(self, key: Hashable, feeds: Mapping[str, np.ndarray], size: int) -> tuple[_Batch, int]:
@@ -197,9 +198,7 @@ class BatchingModel:
             return [self._run_alone(feeds, fetches) for feeds in batch.feeds]
         self._metrics.observe_batch(total)
         ends = np.cumsum(batch.sizes)
-        return [
-            [output[end - size : end] for output in outputs] for size, end in zip(batch.sizes, ends, strict=True)
-        ]
+        return [[output[end - size : end] for output in outputs] for size, end in zip(batch.sizes, ends, strict=True)]
 
     def _run_alone(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray] | BaseException:
         try:
@@ -220,7 +219,7 @@ def _join_rows(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
     if first.ndim == 0:
         return first
     row_shape = tuple(max(array.shape[axis] for array in arrays) for axis in range(1, first.ndim))
-    filler = b"" if first.dtype == object else first.dtype.type(0)
+    filler = b"" if first.dtype == STRINGS else first.dtype.type(0)
     padded = [
         array
         if array.shape[1:] == row_shape

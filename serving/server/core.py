@@ -18,8 +18,9 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving.server import example_inference, inference
 from serving.server.batching import ServedModel
 from serving.server.model_config import Labels, check_config, monitored_models, new_labels
+from serving.server.servable import Servable
 from serving.server.status import Code, StatusError, invalid_argument
-from serving.server.versions import Servable, VersionManager
+from serving.server.versions import VersionManager
 
 SIGNATURE_DEF = "signature_def"
 
@@ -77,7 +78,7 @@ class ServerCore:
         """Gives access to the version a request names.
 
         Raises:
-            StatusError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND if nothing like it is loaded.
+            StatusError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND if it is not loaded.
         """
         if not spec.name:
             raise invalid_argument("ModelSpec has no name specified.")
@@ -137,16 +138,14 @@ class ServerCore:
     def get_model_status(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        """Answers the states of one version or of all; a label in the request is ignored, as TensorFlow Serving does."""
+        """Answers the states of one version or of all; a label is ignored, as TensorFlow Serving does."""
         require_spec(request)
         spec = request.model_spec
         statuses = self.manager.statuses(spec.name)
         if spec.WhichOneof("version_choice") == "version":
             statuses = [status for status in statuses if status.version == spec.version.value]
             if not statuses:
-                raise StatusError(
-                    Code.NOT_FOUND, f"Could not find version {spec.version.value} of model {spec.name}"
-                )
+                raise StatusError(Code.NOT_FOUND, f"Could not find version {spec.version.value} of model {spec.name}")
         if not statuses:
             raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         response = get_model_status_pb2.GetModelStatusResponse()

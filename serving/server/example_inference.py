@@ -11,7 +11,7 @@ from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2
 
 from serving.server.inference import DEFAULT_SIGNATURE, Runnable, fill_model_spec
 from serving.server.status import Code, StatusError, invalid_argument
-from serving.server.tensors import NUMPY_TYPES, TYPE_NUMBERS, object_array, type_name
+from serving.server.tensors import NUMPY_TYPES, STRINGS, TYPE_NUMBERS, object_array, type_name
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
@@ -24,7 +24,9 @@ def classify(
     signature = _example_signature(model, request.model_spec)
     outputs = _classify_outputs(signature)
     examples = serialized_examples(request.input)
-    values = model.run({signature.inputs["inputs"].name: examples}, [signature.outputs[alias].name for alias in outputs])
+    values = model.run(
+        {signature.inputs["inputs"].name: examples}, [signature.outputs[alias].name for alias in outputs]
+    )
     response = classification_pb2.ClassificationResponse()
     fill_model_spec(response.model_spec, request.model_spec.name, request.model_spec.signature_name, version)
     _fill_classifications(response.result, len(examples), dict(zip(outputs, values, strict=True)))
@@ -120,7 +122,7 @@ def _check_example_input(signature: meta_graph_pb2.SignatureDef, kind: str) -> N
         raise invalid_argument("Expected one input Tensor.")
     if "inputs" not in signature.inputs:
         raise invalid_argument(f"No {kind} inputs found in SignatureDef: {signature}")
-    if NUMPY_TYPES.get(signature.inputs["inputs"].dtype) != object:
+    if NUMPY_TYPES.get(signature.inputs["inputs"].dtype) != STRINGS:
         raise invalid_argument(
             f"Expects arg[0] to be {type_name(signature.inputs['inputs'].dtype)} but string is provided"
         )
@@ -183,9 +185,7 @@ def _fill_regressions(result: regression_pb2.RegressionResult, num_examples: int
             f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {list(value.shape)}"
         )
     if value.shape[0] != num_examples:
-        raise invalid_argument(
-            f"Input batch size did not match output batch size: {num_examples} vs. {value.shape[0]}"
-        )
+        raise invalid_argument(f"Input batch size did not match output batch size: {num_examples} vs. {value.shape[0]}")
     if value.dtype != np.float32:
         raise invalid_argument(f"Expected output Tensor of DT_FLOAT.  Got: {_dt(value)}")
     for number in value.reshape(-1).tolist():

@@ -6,7 +6,7 @@ not known is reported with the usage text and otherwise ignored, as TensorFlow S
 
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 _CPUS = os.cpu_count() or 1
@@ -40,7 +40,9 @@ class Flags:
     max_num_load_retries: int = _flag(5, "How often a failed load is tried again.")
     load_retry_interval_micros: int = _flag(60_000_000, "Time between those tries.")
     rest_api_timeout_in_ms: int = _flag(30_000, "Longest time for one REST request.")
-    rest_api_num_threads: int = _flag(4 * _CPUS, "Threads that answer requests; the larger of this and the next counts.")
+    rest_api_num_threads: int = _flag(
+        4 * _CPUS, "Threads that answer requests; the larger of this and the next counts."
+    )
     grpc_max_threads: int = _flag(4 * _CPUS, "Threads that answer requests.")
     rest_api_enable_cors_support: bool = _flag(False, "Let scripts of other origins read REST answers.")
     grpc_socket_path: str = _flag("", "Also listen for gRPC on this UNIX socket.")
@@ -50,7 +52,9 @@ class Flags:
     saved_model_tags: str = _flag("serve", "Comma-separated tags of the MetaGraph to load.")
     tensorflow_session_parallelism: int = _flag(0, "Threads for intra- and inter-op parallelism; 0 is automatic.")
     tensorflow_intra_op_parallelism: int = _flag(0, "Threads within one operation; 0 is one per core.")
-    tensorflow_inter_op_parallelism: int = _flag(0, "Threads between operations; 0 runs each request in its own thread.")
+    tensorflow_inter_op_parallelism: int = _flag(
+        0, "Threads between operations; 0 runs each request in its own thread."
+    )
     version: bool = _flag(False, "Print the versions and exit.")
     # Not in TensorFlow Serving:
     bind_address: str = _flag("0.0.0.0", "Tandem: address both ports listen on.")  # noqa: S104 - TF Serving's default
@@ -118,7 +122,8 @@ def parse_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
 
 
 def _read(flag: "Field[Any]", text: str) -> Any:
-    kind = type(flag.default)
+    default: Any = flag.default
+    kind = type(default)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0"):
             raise FlagError(f"--{flag.name} must be true or false, got {text!r}.")
@@ -133,7 +138,7 @@ def usage(program: str) -> str:
     """The text of `--help` and of every complaint about flags."""
     lines = [f"usage: {program}", "Flags:"]
     for flag in fields(Flags):
-        default = "" if flag.default is MISSING else flag.default
+        default: Any = flag.default
         shown = str(default).lower() if isinstance(default, bool) else default
         lines.append(f"\t--{flag.name}={shown}\t{flag.metadata['help']}")
     return "\n".join(lines) + "\n"

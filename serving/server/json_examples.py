@@ -7,7 +7,8 @@ import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
-from serving.server.json_tensor import decimals, decode_base64, quoted
+from serving.server.json_output import decimals, quoted
+from serving.server.json_tensor import decode_base64
 from serving.server.status import invalid_argument
 
 
@@ -78,7 +79,8 @@ def _kind(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    return {dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
+    kinds: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
+    return kinds.get(type(value), "Number")
 
 
 def classification_body(result: classification_pb2.ClassificationResult) -> bytes:

@@ -1,15 +1,14 @@
-"""JSON of the REST API to arrays and back, with the rules of TensorFlow Serving's `json_tensor.cc`.
+"""JSON of the REST API to arrays, with the rules of TensorFlow Serving's `json_tensor.cc`.
 
-Strings are bytes on the inside: what is not UTF-8 passes through unchanged in both directions.
+Strings are bytes on the inside: what is not UTF-8 passes through unchanged.
 """
 
 import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,11 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.server.status import Code, StatusError, invalid_argument
-from serving.server.tensors import NUMPY_TYPES, TYPE_NUMBERS, object_array, type_name
+from serving.server.tensors import NUMPY_TYPES, object_array, type_name
 
 _TensorInfos = Mapping[str, meta_graph_pb2.TensorInfo]
-_BYTES_SUFFIX = "_bytes"
-_FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
-_INTEGERS = (
+FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
+INTEGERS = (
     types_pb2.DT_INT8,
     types_pb2.DT_INT16,
     types_pb2.DT_INT32,
@@ -194,23 +192,21 @@ def _values(flat: list[Any], dtype: int) -> np.ndarray:
         raise invalid_argument(f"Encountered list at unexpected level: {_shown(flat)}")
     if dtype == types_pb2.DT_STRING:
         return object_array([_string(value) for value in flat])
-    if dtype in _FLOATS:
+    if dtype in FLOATS:
         _require(flat, kinds <= {int, float}, (int, float), dtype)
         with np.errstate(over="ignore"):
             return np.array([_float(value) for value in flat], dtype=np.float64).astype(NUMPY_TYPES[dtype])
     if dtype == types_pb2.DT_BOOL:
         _require(flat, kinds <= {bool}, (bool,), dtype)
         return np.array(flat, dtype=np.bool_)
-    if dtype in _INTEGERS:
+    if dtype in INTEGERS:
         _require(flat, kinds <= {int}, (int,), dtype)
         limits = np.iinfo(NUMPY_TYPES[dtype])
         for value in (min(flat, default=0), max(flat, default=0)):
             if not limits.min <= value <= limits.max:
                 raise _type_error(value, dtype)
         return np.array(flat, dtype=NUMPY_TYPES[dtype])
-    raise StatusError(
-        Code.UNIMPLEMENTED, f"Conversion of JSON Value: {_shown(flat[:1])} to type: {type_name(dtype)}"
-    )
+    raise StatusError(Code.UNIMPLEMENTED, f"Conversion of JSON Value: {_shown(flat[:1])} to type: {type_name(dtype)}")
 
 
 def _require(flat: Iterable[Any], is_good: bool, kinds: tuple[type, ...], dtype: int) -> None:
@@ -254,9 +250,7 @@ def decode_base64(value: dict[str, Any]) -> bytes:
 def _type_error(value: Any, dtype: int) -> StatusError:
     kinds = {bool: str(value), dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
     kind = kinds.get(type(value), "Null")
-    return invalid_argument(
-        f"JSON Value: {_shown(value)} Type: {kind} is not of expected type: {type_name(dtype)}"
-    )
+    return invalid_argument(f"JSON Value: {_shown(value)} Type: {kind} is not of expected type: {type_name(dtype)}")
 
 
 def _shown(value: Any) -> str:
@@ -271,108 +265,3 @@ def _shown(value: Any) -> str:
     except RecursionError:
         text += "…"
     return text[:256]
-
-
-def predict_body(outputs: Mapping[str, np.ndarray], *, is_row_form: bool) -> bytes:
-    """Writes the answer to a predict request.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT if the outputs of a row-form request have no common dimension 0.
-    """
-    if not is_row_form:
-        texts = {name: _nested(name, value) for name, value in outputs.items()}
-        return _document("outputs", _one_or_object(texts))
-    sizes: dict[str, int] = {}
-    for name, value in outputs.items():
-        if value.ndim == 0:
-            raise invalid_argument(f"Tensor name: {name} has no shape information ")
-        sizes[name] = len(value)
-        if len(set(sizes.values())) > 1:
-            expected = next(iter(sizes.values()))
-            raise invalid_argument(
-                f"Tensor name: {name} has inconsistent batch size: {len(value)} expecting: {expected}"
-            )
-    if len(outputs) == 1:
-        ((name, value),) = outputs.items()
-        return _document("predictions", _nested(name, value))
-    columns = {name: _rows(name, value) for name, value in outputs.items()}
-    rows = [
-        _one_or_object(dict(zip(columns, cells, strict=True))) for cells in zip(*columns.values(), strict=True)
-    ]
-    return _document("predictions", "[" + ", ".join(rows) + "]")
-
-
-def _document(key: str, text: str) -> bytes:
-    return f'{{\n    "{key}": {text}\n}}'.encode("utf-8", "surrogateescape")
-
-
-def _one_or_object(texts: Mapping[str, str]) -> str:
-    if len(texts) == 1:
-        return next(iter(texts.values()))
-    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in texts.items()) + "}"
-
-
-def _rows(name: str, value: np.ndarray) -> list[str]:
-    """JSON of each row."""
-    texts, width = _scalars(name, value), prod(value.shape[1:])
-    return [_shaped(texts[row * width : (row + 1) * width], value.shape[1:]) for row in range(len(value))]
-
-
-def _nested(name: str, value: np.ndarray) -> str:
-    return _shaped(_scalars(name, value), value.shape)
-
-
-def _shaped(texts: Sequence[str], shape: Sequence[int]) -> str:
-    """Puts brackets around a flat list of JSON values, innermost dimension first."""
-    for size in reversed(shape):
-        outer = len(texts) // size if size else 1
-        if size == 0:
-            return _empty(shape)
-        texts = ["[" + ", ".join(texts[row * size : (row + 1) * size]) + "]" for row in range(outer)]
-    return texts[0]
-
-
-def _empty(shape: Sequence[int]) -> str:
-    if not shape or shape[0] == 0:
-        return "[]"
-    return "[" + ", ".join([_empty(shape[1:])] * shape[0]) + "]"
-
-
-def _scalars(name: str, value: np.ndarray) -> list[str]:
-    """JSON of every value, in order."""
-    number = TYPE_NUMBERS.get(value.dtype)
-    flat = value.reshape(-1)
-    if number in _FLOATS:
-        return decimals(flat)
-    if number in _INTEGERS:
-        return list(map(str, flat.tolist()))
-    if number == types_pb2.DT_BOOL:
-        return ["true" if item else "false" for item in flat.tolist()]
-    if number == types_pb2.DT_STRING:
-        if name.endswith(_BYTES_SUFFIX):
-            return [f'{{"b64": "{base64.b64encode(item).decode()}"}}' for item in flat.tolist()]
-        return [quoted(item) for item in flat.tolist()]
-    raise invalid_argument(f"Failed to write JSON value for tensor type: {type_name(number or 0)}")
-
-
-def quoted(text: bytes) -> str:
-    """A JSON string of bytes that are usually UTF-8."""
-    return json.dumps(text.decode("utf-8", "surrogateescape"), ensure_ascii=False)
-
-
-def decimals(values: np.ndarray) -> list[str]:
-    """Writes floats with 6 digits where these say it exactly, else with as many as the type has; never as integers.
-
-    Args:
-        values: Vector of float32 or float64.
-    """
-    floats = values.tolist()
-    texts = ["%g" % value for value in floats]
-    exact = np.array([float(text) for text in texts], dtype=np.float64).astype(values.dtype) == values
-    long_form = "%.9g" if values.dtype == np.float32 else "%.17g"
-    for position in np.flatnonzero(~exact).tolist():
-        texts[position] = long_form % floats[position]
-    special = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-    return [
-        special[text] if text in special else text if "." in text or "e" in text else text + ".0" for text in texts
-    ]

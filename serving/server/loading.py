@@ -94,7 +94,11 @@ def probe_version(path: Path, options: LoadOptions) -> None:
     command = [sys.executable, "-m", "serving.server.probe", *arguments, str(options.warmup_iterations)]
     try:
         result = subprocess.run(
-            command, capture_output=True, timeout=_PROBE_SECONDS, check=False, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+            command,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         )
     except subprocess.TimeoutExpired as error:
         raise StatusError(

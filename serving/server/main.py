@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program name; those of the process by default.
 
     Returns:
-        Exit code: 0 after SIGTERM or SIGINT, 1 if a model does not load, 2 for flags, files or ports that cannot be used.
+        Exit code: 0 after SIGTERM or SIGINT, 1 if a model does not load, 2 for flags, files or ports that cannot be
+        used.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments:

@@ -9,9 +9,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.server.servable import State, VersionStatus
 from serving.server.status import Code, StatusError, invalid_argument
 from serving.server.storage import MonitoredModel, VersionPolicy
-from serving.server.versions import State, VersionStatus
 
 Labels = dict[str, dict[str, int]]
 _PLATFORM = "tensorflow"

@@ -24,8 +24,9 @@ from serving.server.model_config import read_model_config, single_model_config
 from serving.server.request_log import RequestLog
 from serving.server.rest_api import RestApi, RestOptions
 from serving.server.saved_model import SessionThreads
+from serving.server.servable import State
 from serving.server.status import Code, StatusError
-from serving.server.versions import LoadRetries, State, VersionManager
+from serving.server.versions import LoadRetries, VersionManager
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -178,7 +179,9 @@ class ModelServer:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._flags.bind_address, port, backlog=1024, shutdown_timeout=_STOP_SECONDS).start()
+            await web.TCPSite(
+                runner, self._flags.bind_address, port, backlog=1024, shutdown_timeout=_STOP_SECONDS
+            ).start()
         except OSError as error:
             raise PortError(Code.UNAVAILABLE, f"Cannot listen for REST on port {port}: {error.strerror}") from error
         _LOG.info("Exporting HTTP/REST API at:%s:%d ...", self._flags.bind_address, port)

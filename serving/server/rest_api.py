@@ -25,6 +25,7 @@ from serving.server import inference, json_tensor
 from serving.server.core import SIGNATURE_DEF, ServerCore
 from serving.server.execution import RequestPool
 from serving.server.json_examples import classification_body, fill_examples, regression_body
+from serving.server.json_output import predict_body
 from serving.server.metrics import Metrics
 from serving.server.request_log import RequestLog
 from serving.server.status import Code, StatusError, invalid_argument, status_of
@@ -156,7 +157,7 @@ class RestApi:
             inputs, is_row_form = json_tensor.predict_inputs(document, signature.inputs)
             outputs = inference.run_signature(servable.model, signature, inputs)
             version = servable.version
-        answer = json_tensor.predict_body(outputs, is_row_form=is_row_form)
+        answer = predict_body(outputs, is_row_form=is_row_form)
         if self._request_log is not None and self._request_log.chooses():
             request, response = predict_pb2.PredictRequest(model_spec=spec), predict_pb2.PredictResponse()
             for alias, value in inputs.items():

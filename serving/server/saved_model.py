@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -51,9 +52,7 @@ class LoadedModel:
         StatusError: The folder is no loadable SavedModel; the code is NOT_FOUND, DATA_LOSS or TensorFlow's own.
     """
 
-    def __init__(
-        self, path: Path, tags: Collection[str] = ("serve",), threads: SessionThreads | None = None
-    ) -> None:
+    def __init__(self, path: Path, tags: Collection[str] = ("serve",), threads: SessionThreads | None = None) -> None:
         self.path = path
         meta_graph = _read_meta_graph(path, frozenset(tags))
         self.signatures: Mapping[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
@@ -159,11 +158,12 @@ def _read_meta_graph(path: Path, tags: frozenset[str]) -> meta_graph_pb2.MetaGra
     found = [sorted(meta_graph.meta_info_def.tags) for meta_graph in saved_model.meta_graphs]
     raise StatusError(
         Code.NOT_FOUND,
-        f"Could not find meta graph def matching supplied tags: {{ {' '.join(sorted(tags))} }} in {file}; it has {found}",
+        f"Could not find meta graph def matching supplied tags: {{ {' '.join(sorted(tags))} }} "
+        f"in {file}; it has {found}",
     )
 
 
-def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads) -> tuple[object, object]:
+def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads) -> tuple[Any, Any]:
     graph = c_api.PyGraph()
     options = c_api.TF_NewImportGraphDefOptions()
     buffer = c_api.TF_NewBufferFromString(meta_graph.graph_def.SerializeToString())
@@ -198,7 +198,7 @@ def _initializer(meta_graph: meta_graph_pb2.MetaGraphDef) -> str:
     return ""
 
 
-def _make_callable(session: object, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str]) -> int:
+def _make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str], targets: Sequence[str]) -> int:
     options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
     buffer = c_api.TF_NewBufferFromString(options.SerializeToString())
     try:

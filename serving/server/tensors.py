@@ -10,6 +10,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.server.status import Code, StatusError, invalid_argument
 
+STRINGS = np.dtype(object)  # arrays of bytes objects
 NUMPY_TYPES: dict[int, np.dtype] = {
     types_pb2.DT_FLOAT: np.dtype(np.float32),
     types_pb2.DT_DOUBLE: np.dtype(np.float64),
@@ -17,7 +18,7 @@ NUMPY_TYPES: dict[int, np.dtype] = {
     types_pb2.DT_UINT8: np.dtype(np.uint8),
     types_pb2.DT_INT16: np.dtype(np.int16),
     types_pb2.DT_INT8: np.dtype(np.int8),
-    types_pb2.DT_STRING: np.dtype(object),
+    types_pb2.DT_STRING: STRINGS,
     types_pb2.DT_COMPLEX64: np.dtype(np.complex64),
     types_pb2.DT_INT64: np.dtype(np.int64),
     types_pb2.DT_BOOL: np.dtype(np.bool_),
@@ -93,7 +94,7 @@ def to_array(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     if len(values) == size:
         return values.reshape(shape)
     if len(values) == 0:
-        return np.full(shape, b"" if numpy_type == object else 0, dtype=numpy_type)
+        return np.full(shape, b"" if numpy_type == STRINGS else 0, dtype=numpy_type)
     if len(values) > size:
         return values[:size].reshape(shape)
     filled = np.empty(size, dtype=numpy_type)
@@ -111,10 +112,8 @@ def _shape(name: str, proto: tensor_pb2.TensorProto, itemsize: int) -> tuple[int
     return shape
 
 
-def _from_content(
-    name: str, proto: tensor_pb2.TensorProto, numpy_type: np.dtype, shape: tuple[int, ...]
-) -> np.ndarray:
-    if numpy_type == object:
+def _from_content(name: str, proto: tensor_pb2.TensorProto, numpy_type: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    if numpy_type == STRINGS:
         return _strings_from_content(name, proto.tensor_content, shape)
     if len(proto.tensor_content) != prod(shape) * numpy_type.itemsize:
         raise invalid_argument(
@@ -151,7 +150,7 @@ def _strings_from_content(name: str, content: bytes, shape: tuple[int, ...]) -> 
 
 def _field_values(proto: tensor_pb2.TensorProto, numpy_type: np.dtype) -> np.ndarray:
     field: Sequence[Any] = getattr(proto, _FIELDS[proto.dtype])
-    if numpy_type == object:
+    if numpy_type == STRINGS:
         return object_array(list(field))
     if proto.dtype in _HALF_TYPES:
         return np.array(field, dtype=np.int64).astype(np.uint16).view(numpy_type)

@@ -10,69 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
+from serving.server.servable import ModelT, Servable, State, VersionStatus
 from serving.server.status import Code, StatusError, status_of
 from serving.server.storage import MonitoredModel, versions_on_disk
 
 _LOG = logging.getLogger(__name__)
-
-
-class State(IntEnum):
-    """States of a version; the numbers are those of `ModelVersionStatus`."""
-
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-class Closable(Protocol):
-    """What the manager needs to know of a loaded model."""
-
-    def close(self) -> None:
-        """Frees it."""
-        ...
-
-
-ModelT = TypeVar("ModelT", bound=Closable)
-
-
-class Servable(Generic[ModelT]):
-    """A loaded version, and how many requests are using it."""
-
-    def __init__(self, name: str, version: int, model: ModelT) -> None:
-        self.name = name
-        self.version = version
-        self.model = model
-        self._condition = threading.Condition()
-        self._users = 0
-        self._retired = False
-
-    def acquire(self) -> bool:
-        """Registers one more user; False once the version is on its way out."""
-        with self._condition:
-            if self._retired:
-                return False
-            self._users += 1
-            return True
-
-    def release(self) -> None:
-        """Takes one user away."""
-        with self._condition:
-            self._users -= 1
-            if self._users == 0 and self._retired:
-                self._condition.notify_all()
-
-    def retire(self) -> None:
-        """Lets no further user in, waits for the present ones and frees the model."""
-        with self._condition:
-            self._retired = True
-            self._condition.wait_for(lambda: self._users == 0)
-        self.model.close()
 
 
 @dataclass(frozen=True)
@@ -81,15 +26,6 @@ class LoadRetries:
 
     count: int = 5
     interval_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """State of one version, and why it ended if it failed."""
-
-    version: int
-    state: State
-    error: StatusError | None = None
 
 
 class _Record(Generic[ModelT]):
@@ -261,23 +197,27 @@ class VersionManager(Generic[ModelT]):
     def _act(self) -> bool:
         """Does the most urgent thing there is to do: a load before an unload. False if there is nothing."""
         with self._condition:
-            now = time.monotonic()
-            for name, records in self._records.items():
-                for version in sorted(records, reverse=True):
-                    record = records[version]
-                    if record.state in (State.START, State.LOADING) and not record.aspired:
-                        record.state = State.END
-                        self._condition.notify_all()
-                    elif record.state in (State.START, State.LOADING) and record.not_before <= now:
-                        record.state = State.LOADING
-                        break
-                else:
-                    continue
-                break
-            else:
+            due = self._next_load()
+            if due is None:
                 return self._unload_one()
-        self._try_load(name, version, record)
+        self._try_load(*due)
         return True
+
+    def _next_load(self) -> tuple[str, int, _Record[ModelT]] | None:
+        """Chooses the newest version whose time to load has come; called with the lock held."""
+        now = time.monotonic()
+        for name, records in self._records.items():
+            for version in sorted(records, reverse=True):
+                record = records[version]
+                if record.state not in (State.START, State.LOADING):
+                    continue
+                if not record.aspired:
+                    record.state = State.END
+                    self._condition.notify_all()
+                elif record.not_before <= now:
+                    record.state = State.LOADING
+                    return name, version, record
+        return None
 
     def _try_load(self, name: str, version: int, record: _Record[ModelT]) -> None:
         started = time.monotonic()

@@ -45,9 +45,7 @@ def run_warmup(model: Runnable, path: Path, iterations: int = 1) -> int:
             for _ in range(max(1, iterations)):
                 _run(model, log)
     except RecordError as error:
-        raise StatusError(
-            Code.DATA_LOSS, f"{error}. Please verify your warmup data is in TFRecord format."
-        ) from error
+        raise StatusError(Code.DATA_LOSS, f"{error}. Please verify your warmup data is in TFRecord format.") from error
     _LOG.info("Ran %d warm-up records of %s in %.2f s.", count, path, time.monotonic() - started)
     return count
 
