@@ -24,6 +24,8 @@ from components.errors import BadValueError
 
 MAX_CELL_BYTES = 1 << 20
 LIST_SEPARATOR = "|"
+NOT_UTF8 = "\ufdd0"  # a code point that no text uses; stands for a byte that is not UTF-8
+_NOT_UTF8_REASON = "is not UTF-8 text; save the file as UTF-8"
 
 _MISSING_NUMBERS = ["", "nan", "na", "n/a", "null", "none"]
 _INTEGER = r"^-?[0-9]{1,18}$"
@@ -85,7 +87,9 @@ def _to_text(values: pa.Array, wanted: str, name: str) -> Converted:
     if pa.types.is_null(kind):
         return Converted(pa.nulls(len(values), pa.string()))
     if pa.types.is_nested(kind):
-        raise BadValueError(f"column {name} holds {kind}, expected {wanted}; write plain text, or declare it multi_valued")
+        raise BadValueError(
+            f"column {name} holds {kind}, expected {wanted}; write plain text, or declare it multi_valued"
+        )
     if pa.types.is_floating(kind):
         whole = pc.equal(values, pc.floor(values))
         safe = pc.if_else(pc.and_(whole, pc.less(pc.abs(values), 2.0**53)), values, None)
@@ -103,7 +107,8 @@ def _to_text(values: pa.Array, wanted: str, name: str) -> Converted:
     except pa.ArrowInvalid:
         broken = pa.array([cell is not None and not _is_utf8(cell) for cell in raw.to_pylist()])
         result = Converted(_blanked(raw, broken).cast(pa.string()))
-        result.reject(broken, "is not UTF-8 text; save the file as UTF-8")
+        result.reject(broken, _NOT_UTF8_REASON)
+    result.reject(pc.match_substring(raw, NOT_UTF8), _NOT_UTF8_REASON)
     result.reject(long, f"is longer than {MAX_CELL_BYTES:,} bytes")
     result.reject(pc.match_substring(raw, "\0"), "holds a NUL byte")
     return result
@@ -163,8 +168,15 @@ def _number(column: Column, values: pa.Array) -> Converted:
     kind = values.type
     if pa.types.is_null(kind):
         return Converted(pa.nulls(len(values), pa.float32()))
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
-        return _finite(Converted(values.cast(pa.int8() if pa.types.is_boolean(kind) else pa.float64()).cast(pa.float64())))
+    if (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        return _finite(
+            Converted(values.cast(pa.int8() if pa.types.is_boolean(kind) else pa.float64()).cast(pa.float64()))
+        )
     text = _to_text(values, "numbers", column.name)
     try:
         text.values = text.values.cast(pa.float64())
@@ -237,7 +249,9 @@ def _seconds_from_text(text: Converted) -> Converted:
             continue
     trimmed = pc.utf8_trim_whitespace(cells)
     whole = pc.match_substring_regex(trimmed, _INTEGER)
-    seconds = pc.fill_null(_blanked(trimmed, pc.invert(whole)).cast(pa.int64()), 0).to_numpy(zero_copy_only=False).copy()
+    seconds = (
+        pc.fill_null(_blanked(trimmed, pc.invert(whole)).cast(pa.int64()), 0).to_numpy(zero_copy_only=False).copy()
+    )
     valid = pc.fill_null(whole, False).to_numpy(zero_copy_only=False).copy()
     bad = np.zeros(len(cells), dtype=bool)
     for position, cell in _cells_left(trimmed, valid):

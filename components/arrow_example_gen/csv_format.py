@@ -17,6 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.csv
 
+from components.arrow_example_gen.conversion import NOT_UTF8
 from components.errors import InputError, MissingInputError, UnreadableFileError
 
 RANGE_BYTES = 8 << 20
@@ -24,9 +25,10 @@ MAX_RECORD_BYTES = 32 << 20
 _HEADER_BYTES = 1 << 20
 
 # Possessive, so that a damaged file costs linear time.
-_CELL = rb'(?:"[^"]*+(?:""[^"]*+)*+")?+[^,\r\n]*+'
+_CELL = rb'(?:"[^"]*+(?:""[^"]*+)*+"[^,\r\n]*+|[^",\r\n][^,\r\n]*+)?+'
 _WHOLE_RECORDS = re.compile(rb"(?:(?:" + _CELL + rb",)*+" + _CELL + rb"(?:\r\n|\n|\r(?!\n)))*+")
 _ONE_RECORD = re.compile(rb"(?:" + _CELL + rb",)*+" + _CELL + rb"(?:\r\n|\n|\r|\Z)")
+_ESCAPED = re.compile("[\udc80-\udcff]")
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -103,7 +105,9 @@ def read_header(stream: IO[bytes], name: str) -> CsvHeader:
     try:
         text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UnreadableFileError(f"{name}, line 1: the header is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        raise UnreadableFileError(
+            f"{name}, line 1: the header is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from None
     names = next(csv.reader(io.StringIO(text, newline="")), [])
     _check_names(names, name)
     return CsvHeader(tuple(names), bom + len(line), max(1, line.count(b"\n")))
@@ -178,9 +182,7 @@ def _count_lines(data: bytes) -> int:
     return count if data.endswith((b"\n", b"\r")) else count + 1
 
 
-def parse_range(
-    data: bytes, header: CsvHeader, columns: list[str]
-) -> tuple[dict[str, pa.Array], list[BadRecord], int]:
+def parse_range(data: bytes, header: CsvHeader, columns: list[str]) -> tuple[dict[str, pa.Array], list[BadRecord], int]:
     """Parses whole records.
 
     Args:
@@ -199,6 +201,7 @@ def parse_range(
         bad.append(BadRecord(row.number - 1, row.text, reason + _delimiter_hint(row.text, row.expected_columns)))
         return "skip"
 
+    data = _marked(data)
     if not data.strip(b"\r\n"):
         return {name: pa.array([], pa.binary()) for name in columns}, bad, 0
     table = pa.csv.read_csv(
@@ -215,6 +218,16 @@ def parse_range(
     )
     arrays = {name: _one_array(table.column(name)) for name in columns}
     return arrays, bad, table.num_rows + len(bad)
+
+
+def _marked(data: bytes) -> bytes:
+    """The data with a marker for each byte that is not UTF-8: Arrow hands bad rows out as text only."""
+    try:
+        data.decode()
+        return data
+    except UnicodeDecodeError:
+        text = data.decode(errors="surrogateescape")
+        return _ESCAPED.sub(NOT_UTF8, text).encode()
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

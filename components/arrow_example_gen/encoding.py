@@ -11,7 +11,7 @@ def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
     """Serializes rows.
 
     Args:
-        batch: Columns of string, list<string>, int64 or float32; a null is a missing value.
+        batch: Columns of string, bytes, int64 or float32, or lists of them; a null is a missing value.
 
     Returns:
         One tf.Example per row; a missing value is a feature without values.
@@ -22,6 +22,8 @@ def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
 
 def _as_lists(values: pa.Array) -> pa.Array:
     """`large_list` of bytes, int64 or float32, the layout of the encoder."""
+    if pa.types.is_large_list(values.type):
+        return values
     if pa.types.is_list(values.type):
         return values.cast(pa.large_list(pa.large_binary()))
     if pa.types.is_string(values.type):

@@ -114,7 +114,9 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
         description = _check_table(table, found[table], pieces, columns, config)
         tables[table] = description
         if description.bad_rows:
-            warnings.append(f"{table}: {description.bad_rows:,} bad rows are set aside, first {description.first_bad_rows[0]}")
+            warnings.append(
+                f"{table}: {description.bad_rows:,} bad rows are set aside, first {description.first_bad_rows[0]}"
+            )
         missing = [c.name for c in columns if c.name not in description.columns]
         if missing:
             warnings.append(f"{table}: no column {', '.join(missing)}; answers will show ids only")
@@ -126,7 +128,9 @@ def _plan(sources: Sequence[SourceFile], columns: Sequence[Column]) -> list[Piec
         return list(plan_pieces(sources, columns))
     except OSError as error:
         name = error.filename or sources[0].name
-        raise UnreadableFileError(f"{name} cannot be read: {error.strerror or error}; check path and permissions") from None
+        raise UnreadableFileError(
+            f"{name} cannot be read: {error.strerror or error}; check path and permissions"
+        ) from None
 
 
 def _check_table(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from components.arrow_example_gen import csv_format
 from components.arrow_example_gen.columns import ROW_COLUMN, Column
-from components.arrow_example_gen.conversion import convert
+from components.arrow_example_gen.conversion import NOT_UTF8, convert
 from components.arrow_example_gen.sources import LOCAL_FILES, FileAccess, SourceFile
 from components.errors import BadValueError, InputError, MissingInputError, UnreadableFileError
 
@@ -99,7 +99,9 @@ def plan_pieces(
             row = piece.first_row + rows
 
 
-def _plan_csv(source: SourceFile, columns: Sequence[Column], row: int, files: FileAccess) -> Iterator[tuple[Piece, int]]:
+def _plan_csv(
+    source: SourceFile, columns: Sequence[Column], row: int, files: FileAccess
+) -> Iterator[tuple[Piece, int]]:
     with files.open(source.path) as stream:
         header = csv_format.read_header(stream, source.name)
         check_columns(header.names, columns, source.name)
@@ -157,7 +159,9 @@ def open_parquet(stream: IO[bytes], name: str) -> pq.ParquetFile:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, pa.ArrowInvalid) and "size is 0 bytes" in str(error):
             raise MissingInputError(f"{name} is empty (0 bytes); write it again") from None
-        raise UnreadableFileError(f"{name} is no readable Parquet file ({_first_line(error)}); write it again") from None
+        raise UnreadableFileError(
+            f"{name} is no readable Parquet file ({_first_line(error)}); write it again"
+        ) from None
 
 
 def check_columns(names: Sequence[str], columns: Sequence[Column], file: str) -> None:
@@ -223,7 +227,12 @@ def _read_csv(piece: Piece, columns: Sequence[Column], with_row: bool, files: Fi
             lines.extend(csv_format.record_lines(data, piece.first_line))
         return lines[min(position, len(lines) - 1)]
 
-    first_bad = [BadRow(piece.source.name, line(b.position), "", b.reason, b.text[:_SHOWN_CHARACTERS]) for b in bad_records]
+    first_bad = [
+        BadRow(
+            piece.source.name, line(b.position), "", b.reason, b.text[:_SHOWN_CHARACTERS].replace(NOT_UTF8, "\ufffd")
+        )
+        for b in bad_records
+    ]
     for start in range(0, max(len(positions), 1), BATCH_ROWS):
         here = positions[start : start + BATCH_ROWS]
         raw = {name: array.slice(start, BATCH_ROWS) for name, array in arrays.items()}
@@ -260,7 +269,12 @@ def _read_parquet(piece: Piece, columns: Sequence[Column], with_row: bool, files
 
 
 def _convert_batch(
-    arrays: dict[str, pa.Array], columns: Sequence[Column], positions: np.ndarray, piece: Piece, line: Any, with_row: bool
+    arrays: dict[str, pa.Array],
+    columns: Sequence[Column],
+    positions: np.ndarray,
+    piece: Piece,
+    line: Any,
+    with_row: bool,
 ) -> Batch:
     """Converts raw columns; rows with any problem go to the bad rows, once, with the first problem."""
     converted: list[pa.Array] = []
@@ -300,7 +314,7 @@ def _shown(value: pa.Scalar) -> str:
     plain = value.as_py()
     if isinstance(plain, bytes):
         plain = plain[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")
-    text = "" if plain is None else str(plain)
+    text = "" if plain is None else str(plain).replace(NOT_UTF8, "\ufffd")
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS // 4] + "…"
 
 

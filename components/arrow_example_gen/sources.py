@@ -97,7 +97,9 @@ def find_files(
     spans = f"{table}/" in names
     if len(found) + spans > 1:
         kept, *rest = sorted(found) + [f"{table}/"] * spans
-        raise InputError(f"{folder} holds {table} more than once: {', '.join([kept, *rest])}; keep one, delete the others")
+        raise InputError(
+            f"{folder} holds {table} more than once: {', '.join([kept, *rest])}; keep one, delete the others"
+        )
     if spans:
         return _span_files(folder, table, window, exclude_spans, files)
     if not found:
