@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from components.compressor.component import Compressor
-from components.evaluation.component import RetrievalEvaluator
 from components.infra_validator.component import ServedModelValidator
 from components.pusher.component import AtomicPusher
 from components.resolvers import LastBlessedModelStrategy, PreviousVocabularyStrategy
 from components.sequence_gen.component import SequenceGen
 from tfx import types
-from tfx.components import StatisticsGen, Trainer, Transform
+from tfx.components import Trainer, Transform
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration import metadata
@@ -21,9 +20,11 @@ from components.arrow_example_gen.columns import Table, table_columns
 from components.arrow_example_gen.component import ArrowExampleGen
 from components.artifacts import ItemVocabulary
 from components.baselines.component import RetrievalBaselines
+from components.evaluation.component import Evaluator
 from components.example_validator.component import BlockingExampleValidator
 from components.schema_gen.component import DeclaredSchemaGen
 from components.schema_gen.declared import declared_schema
+from components.statistics_gen.component import ArrowStatisticsGen
 from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
@@ -114,14 +115,16 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         candidate=compressor.outputs["model"],
     ).with_id("LastBlessedModel")
 
-    evaluator = RetrievalEvaluator(
+    # Full-catalogue metrics of the served answers, by slice, against the baselines and the last blessed model.
+    evaluator = Evaluator(
+        examples=sequences.outputs["examples"],
         model=compressor.outputs["model"],
-        baseline_model=last_blessed.outputs["model"],
-        sequences=sequences.outputs["examples"],
-        schema=sequences.outputs["schema"],
         baselines=baselines.outputs["metrics"],
-        config=config.evaluation,
+        baseline_model=last_blessed.outputs["model"],
+        config=config.evaluation.model_dump_json(),
+        protocol=config.data.split.protocol,
         code_version=code_version("components.evaluation.component"),
+        slice_features=[f.raw_name for f in config.features if f.tower == "query" and f.kind == "categorical"],
     )
 
     # The exact artifact, in a server process, asked over both protocols.
@@ -174,7 +177,9 @@ def ingest_nodes(table: Table, name: str, config: RunConfig, paths: RunPaths) ->
         config=config.data,
         code_version=code_version("components.arrow_example_gen.component"),
     ).with_id(f"{name}Gen")
-    statistics = StatisticsGen(examples=examples.outputs["examples"]).with_id(f"{name}Statistics")
+    statistics = ArrowStatisticsGen(
+        examples=examples.outputs["examples"], code_version=code_version("components.statistics_gen.component")
+    ).with_id(f"{name}Statistics")
     schema = DeclaredSchemaGen(declared_schema(table, columns)).with_id(f"{name}Schema")
     validator = BlockingExampleValidator(
         examples=examples.outputs["examples"],

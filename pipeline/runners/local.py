@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
 import time
@@ -58,10 +59,9 @@ _PRELOADED = (
     "models.export",
     "models.compression",
     "models.preprocessing",
-    "components.compressor.search",
     "tensorflow_model_analysis",
     "tensorflow_model_optimization",
-    "tfx.components.statistics_gen.executor",
+    "tensorflow_data_validation",
     "tfx.components.transform.executor",
     "tfx.components.trainer.executor",
     "tfx.orchestration.portable.launcher",
@@ -137,16 +137,7 @@ def run_pipeline(pipeline: Any, log_folder: Path, console: Console) -> list[Node
 
 
 def _launch(pipeline_node: Any, ir: Any, deployment: Any) -> dict[str, Any]:
-    """Launches one node; runs it again without cache when a cached output is no longer on disk."""
-    outcome = _launch_once(pipeline_node, ir, deployment)
-    if outcome["cached"] and outcome["missing"]:
-        print(f"cached output {outcome['missing'][0]} is gone: running again")
-        pipeline_node.execution_options.caching_options.enable_cache = False
-        outcome = _launch_once(pipeline_node, ir, deployment)
-    return outcome
-
-
-def _launch_once(pipeline_node: Any, ir: Any, deployment: Any) -> dict[str, Any]:
+    """Launches one node with TFX's launcher; says whether it was cached and how much it wrote."""
     from tfx.orchestration import metadata
     from tfx.orchestration.local import runner_utils
     from tfx.orchestration.portable import launcher
@@ -156,6 +147,8 @@ def _launch_once(pipeline_node: Any, ir: Any, deployment: Any) -> dict[str, Any]
         deployment.metadata_connection_config,
         deployment.metadata_connection_config.WhichOneof("connection_config"),
     )
+    with metadata.Metadata(connection) as handle:
+        _forget_lost_pushes(handle.store)
     info = launcher.Launcher(
         pipeline_node=pipeline_node,
         mlmd_connection=metadata.Metadata(connection),
@@ -164,27 +157,26 @@ def _launch_once(pipeline_node: Any, ir: Any, deployment: Any) -> dict[str, Any]
         executor_spec=runner_utils.extract_executor_spec(deployment, name),
         custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
     ).launch()
-    cached, uris, destinations = False, [], []
-    if info is not None and info.execution_id is not None:
-        with metadata.Metadata(connection) as handle:
-            (execution,) = handle.store.get_executions_by_id([info.execution_id])
-            cached = execution.last_known_state == _CACHED_EXECUTION_STATE
-        for artifact in (a for artifacts in (info.output_dict or {}).values() for a in artifacts):
-            uris.append(artifact.uri)
-            if artifact.has_custom_property("pushed_destination"):
-                destinations.append(artifact.get_string_custom_property("pushed_destination"))
-    if executor_spec_is_none(deployment, name):
-        cached = False  # Resolvers do no work; they are neither run nor cached.
-    return {
-        "cached": cached,
-        "missing": [uri for uri in uris + destinations if uri and not os.path.exists(uri)],
-        "output_bytes": 0 if cached else sum(_bytes_below(uri) for uri in uris),
-    }
+    is_resolver = name not in deployment.executor_specs  # Resolvers do no work; they are neither run nor cached.
+    if is_resolver or info is None or not info.execution_id:
+        return {"cached": False, "output_bytes": 0}
+    with metadata.Metadata(connection) as handle:
+        (execution,) = handle.store.get_executions_by_id([info.execution_id])
+    if execution.last_known_state == _CACHED_EXECUTION_STATE:
+        return {"cached": True, "output_bytes": 0}
+    uris = [artifact.uri for artifacts in (info.output_dict or {}).values() for artifact in artifacts]
+    return {"cached": False, "output_bytes": sum(map(_bytes_below, uris))}
 
 
-def executor_spec_is_none(deployment: Any, name: str) -> bool:
-    """True for system nodes (resolvers), which have no executor."""
-    return name not in deployment.executor_specs
+def _forget_lost_pushes(store: Any) -> None:
+    """Removes the archived copy of a pushed model whose version is no longer under `serving/`.
+
+    TFX takes a result from the cache only if its files are still there, so the Pusher pushes again.
+    """
+    for artifact in store.get_artifacts_by_type("PushedModel"):
+        destination = artifact.custom_properties["pushed_destination"].string_value
+        if destination and not os.path.exists(destination):
+            shutil.rmtree(artifact.uri, ignore_errors=True)
 
 
 def _bytes_below(uri: str) -> int:
