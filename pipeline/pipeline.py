@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from components.compressor.component import Compressor
 from components.infra_validator.component import ServedModelValidator
 from components.pusher.component import AtomicPusher
-from components.resolvers import LastBlessedModelStrategy, PreviousVocabularyStrategy
-from components.sequence_gen.component import SequenceGen
 from tfx import types
 from tfx.components import Trainer, Transform
 from tfx.dsl.components.base.base_node import BaseNode
@@ -20,10 +17,13 @@ from components.arrow_example_gen.columns import Table, table_columns
 from components.arrow_example_gen.component import ArrowExampleGen
 from components.artifacts import ItemVocabulary
 from components.baselines.component import RetrievalBaselines
+from components.compressor.component import Compressor
 from components.evaluation.component import Evaluator
 from components.example_validator.component import BlockingExampleValidator
+from components.resolvers import LastBlessedModelStrategy, PreviousVocabularyStrategy
 from components.schema_gen.component import DeclaredSchemaGen
 from components.schema_gen.declared import declared_schema
+from components.sequence_gen.component import SequenceGen
 from components.statistics_gen.component import ArrowStatisticsGen
 from pipeline.code_version import code_version
 from pipeline.config import RunConfig
@@ -57,8 +57,8 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         items=items[0].outputs["examples"],
         users=users[0].outputs["examples"] if users else None,
         previous_vocabulary=previous_vocabulary.outputs["vocabulary"],
-        config=config.data,
-        features=config.features,
+        config=config.data.model_dump_json(include={"columns", "cleaning", "split"}),
+        features=[feature.model_dump_json() for feature in config.features],
         code_version=code_version("components.sequence_gen.component"),
     )
     # Nothing is learnt from data that failed its checks.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from pathlib import Path
 
+from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
 
@@ -20,8 +19,7 @@ def generate_data(paths: RunPaths, config: RunConfig) -> bool:
     from pipeline.datasets import generate as generator
 
     arguments = dict(config.data.generate)
-    code = hashlib.sha256(Path(generator.__file__).read_bytes()).hexdigest()
-    stamp = json.dumps({"arguments": arguments, "code": code}, sort_keys=True)
+    stamp = json.dumps({"arguments": arguments, "code": code_version(generator.__name__)}, sort_keys=True)
     marker = paths.data / "generated.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
         return False

@@ -45,8 +45,9 @@ def generate(
     users: user_id, country, age_group
 
     About 3 % of the items are launched near the end and appear, if at all, as the last event of a
-    user: no split trains on them. The same arguments give the same bytes (with the same pyarrow and
-    NumPy). Memory does not grow with the number of interactions beyond 8 bytes a user.
+    user: no split trains on them. The same arguments give the same bytes on the same machine with the
+    same pyarrow and NumPy. Memory grows with users and items, not with interactions: those are parked on disk
+    by time window and sorted window by window.
 
     Args:
         directory: Folder to make; parents are created. One made by `tandem data` before is replaced.
@@ -84,8 +85,7 @@ def _check_arguments(users: int, items: int, interactions: int, seed: int, file_
     if interactions < MIN_USER_EVENTS * users:
         raise InputError(
             f"interactions = {interactions} is too few for users = {users}: every user gets at least "
-            f"{MIN_USER_EVENTS}; ask for at least {MIN_USER_EVENTS * users} interactions, "
-            f"or at most {interactions // MIN_USER_EVENTS} users"
+            f"{MIN_USER_EVENTS}; ask for at least {MIN_USER_EVENTS * users} interactions or for fewer users"
         )
     if seed < 0:
         raise InputError(f"seed = {seed}: must not be negative")
