@@ -13,6 +13,7 @@ import numpy as np
 
 from models.compression.errors import CompressionError
 from models.compression.rebuild import plain_copy
+from models.fitting import StepCallback
 from models.keras import keras, tf  # before TFMOT, which reads the Keras switch when imported
 from models.two_tower import TwoTowerModel
 
@@ -20,7 +21,7 @@ from models.two_tower import TwoTowerModel
 import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl import Pruning
 
-FineTune = Callable[[TwoTowerModel, tuple[Callable[[int], None], ...]], None]
+FineTune = Callable[[TwoTowerModel, tuple[StepCallback, ...]], None]
 PRUNED_LAYERS = (keras.layers.Dense, keras.layers.Embedding)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from models.compression.rebuild import plain_copy, replace_layers
+from models.fitting import StepCallback
 from models.keras import keras, tf  # before TFMOT, which reads the Keras switch when imported
 from models.two_tower import TwoTowerModel
 
@@ -20,7 +21,7 @@ from models.two_tower import TwoTowerModel
 import tensorflow_model_optimization as tfmot
 
 LEVELS = 127
-FineTune = Callable[[TwoTowerModel, tuple[Callable[[int], None], ...]], None]
+FineTune = Callable[[TwoTowerModel, tuple[StepCallback, ...]], None]
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -163,12 +164,13 @@ class Int8Kernel(tfmot.quantization.keras.QuantizeConfig):
         return {}
 
 
-def train_quantized(model: TwoTowerModel, fine_tune: FineTune) -> TwoTowerModel:
+def train_quantized(model: TwoTowerModel, fine_tune: FineTune, *, keep_zeros: bool = False) -> TwoTowerModel:
     """Fine-tunes the encoder with its Dense kernels rounded to int8 in every forward pass.
 
     Args:
         model: Trained model; left as it is.
-        fine_tune: Trains the model it is given.
+        fine_tune: Trains the model it is given, calling the callbacks before each step.
+        keep_zeros: Weights that are exactly zero stay zero, so that a pruned model stays pruned.
 
     Returns:
         A plain float model (no TFMOT wrappers, no fake quantisation) whose kernels `quantize_encoder` rounds to
@@ -185,7 +187,16 @@ def train_quantized(model: TwoTowerModel, fine_tune: FineTune) -> TwoTowerModel:
     for name, wrapper in wrappers.items():
         _assign(wrapper.trainable_weights, tuned.history_encoder.get_layer(name).get_weights())
     plain_encoder, tuned.history_encoder = tuned.history_encoder, encoder
-    fine_tune(tuned, ())
+    masked = [(variable, tf.cast(variable != 0, variable.dtype)) for variable in tuned.trainable_variables]
+
+    def mask_zeros(step: int) -> None:
+        for variable, mask in masked:
+            if len(variable.shape) > 1:
+                variable.assign(variable * mask)
+
+    fine_tune(tuned, (mask_zeros,) if keep_zeros else ())
+    if keep_zeros:
+        mask_zeros(-1)
     for layer in plain_encoder.layers:
         if layer.name in wrappers:
             _assign(layer.weights, wrappers[layer.name].trainable_weights)

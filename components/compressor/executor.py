@@ -1,0 +1,51 @@
+"""Executor of the Compressor: artifact folders in, one call, artifact folders out."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from tfx.dsl.components.base import base_executor
+from tfx.dsl.io import fileio
+from tfx.types import Artifact, artifact_utils
+from tfx.utils import path_utils
+
+from components.artifacts import TRAINING_FOLDER, VARIANTS_FILE
+from components.compressor.compression import compress
+from models.config import TwoTowerConfig
+
+Artifacts = dict[str, list[Artifact]]
+
+
+class Executor(base_executor.BaseExecutor):
+    """Runs `compress` on the artifacts' folders."""
+
+    def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: dict[str, Any]) -> None:
+        """Writes the chosen model and `variants.json`.
+
+        Args:
+            input_dict: `trained_model`, `transformed_examples`, `transform_graph`, `sequences`.
+            output_dict: `model`, `report`.
+            exec_properties: `two_tower`, `code_version`.
+        """
+        trained = artifact_utils.get_single_uri(input_dict["trained_model"])
+        chosen = artifact_utils.get_single_uri(output_dict["model"])
+        report = artifact_utils.get_single_uri(output_dict["report"])
+        rows = compress(
+            TwoTowerConfig.model_validate_json(exec_properties["two_tower"]),
+            serving_dir=path_utils.serving_model_dir(trained),
+            training_dir=os.path.join(trained, TRAINING_FOLDER),
+            transformed_uri=artifact_utils.get_single_uri(input_dict["transformed_examples"]),
+            transform_graph_dir=artifact_utils.get_single_uri(input_dict["transform_graph"]),
+            sequences_uri=artifact_utils.get_single_uri(input_dict["sequences"]),
+            output_serving_dir=path_utils.serving_model_dir(chosen),
+            output_training_dir=os.path.join(chosen, TRAINING_FOLDER),
+        )
+        document = {
+            "split": "validation",
+            "code_version": exec_properties["code_version"],
+            "variants": [row.to_json() for row in rows],
+        }
+        with fileio.open(os.path.join(report, VARIANTS_FILE), "w") as file:
+            file.write(json.dumps(document, indent=2) + "\n")

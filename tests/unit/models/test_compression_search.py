@@ -1,0 +1,83 @@
+"""The Compressor's work on a tiny data set: real fine-tuning, real exports, a real server process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import serialize
+
+from models.keras import tf
+
+
+def write_records(folder: Path, records: list[dict]) -> None:
+    folder.mkdir(parents=True)
+    with tf.io.TFRecordWriter(str(folder / "data-00000.gz"), tf.io.TFRecordOptions("GZIP")) as writer:
+        for record in records:
+            writer.write(serialize(record))
+
+
+@pytest.mark.serving
+def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, capsys):
+    from conftest import raw_schema
+    from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io
+
+    from components.compressor.compression import compress
+    from models.compression.pruning import zero_share
+    from models.config import CompressionConfig
+    from models.export import Catalogue, ServedTowers, export_saved_model
+    from models.input_pipeline import load_training_data
+    from models.trainer import train, user_histories
+    from models.two_tower import load
+
+    metadata_io.write_metadata(
+        dataset_metadata.DatasetMetadata(raw_schema()), f"{transformed.transform_graph}/metadata"
+    )
+    config = transformed.config.model_copy(
+        update={
+            "compression": CompressionConfig(
+                variants=("int8", "prune50+int8", "prune50+qat+int4", "bfloat16"),
+                max_loss=1.0,
+                max_slice_loss=1.0,
+                latency_requests=20,
+                max_seconds=600,
+            )
+        }
+    )
+    write_records(tmp_path / "sequences" / "Split-validation", transformed.raw["validation"])
+    transformed_uri = str(Path(transformed.patterns["train"][0]).parent.parent)
+    data = load_training_data(transformed.patterns, transformed.transform_graph, config)
+    model, _ = train(config, data)
+    model.save(tmp_path / "trained" / "training")
+    export_saved_model(
+        str(tmp_path / "trained" / "Format-Serving"),
+        ServedTowers.of(model),
+        Catalogue(data.items.live, data.items.train_events),
+        user_histories(data),
+        transform_graph_dir=transformed.transform_graph,
+    )
+    rows = compress(
+        config,
+        serving_dir=str(tmp_path / "trained" / "Format-Serving"),
+        training_dir=str(tmp_path / "trained" / "training"),
+        transformed_uri=transformed_uri,
+        transform_graph_dir=transformed.transform_graph,
+        sequences_uri=str(tmp_path / "sequences"),
+        output_serving_dir=str(tmp_path / "chosen" / "Format-Serving"),
+        output_training_dir=str(tmp_path / "chosen" / "training"),
+    )
+    print(capsys.readouterr().out)
+    by_name = {row.name: row for row in rows}
+    assert list(by_name) == ["float32", "int8", "prune50+int8", "prune50+qat+int4", "bfloat16"]
+    assert sum(row.chosen for row in rows) == 1
+    for row in rows:
+        assert row.reason
+        measured = dataclasses.asdict(row.measurement)
+        assert measured["metrics"]["queries"] == len(transformed.raw["validation"])
+        assert min(measured[name] for name in ("gzip_bytes", "resident_bytes", "p50_ms", "p99_ms")) > 0
+    served = tf.saved_model.load(str(tmp_path / "chosen" / "Format-Serving"))
+    assert len(served.signatures) == 6
+    chosen = load(tmp_path / "chosen" / "training")
+    is_pruned = "prune" in next(row.name for row in rows if row.chosen)
+    assert (zero_share(chosen) > 0.4) == is_pruned
