@@ -1,0 +1,1 @@
+"""Validation of the exact artifact in a real server process, over both protocols."""
