@@ -6,10 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 Record = Mapping[str, Sequence[Any]]
 SequencesWriter = Callable[[Path, Mapping[str, Sequence[Record]]], str]
+
+NUM_ITEMS = 30
+RETIRED = 4
+IDS = [b"item-%d" % row for row in range(1, NUM_ITEMS + 1)]
+HISTORIES = {b"ann": [1, 2, 3], b"bob": [9], b"cid": [5, 6, 4, 8]}
 
 
 def serialize(record: Record) -> bytes:
@@ -46,3 +52,51 @@ def write_sequences() -> SequencesWriter:
         return str(folder)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Model artifact with an untrained two-tower model."""
+    from models.config import ModelConfig, RetrievalConfig, TwoTowerConfig
+    from models.export import Catalogue, ServedTowers, export_saved_model
+    from models.input_pipeline import ItemFeatures
+    from models.serving_graph.users import UserHistories
+    from models.two_tower import TwoTowerModel
+
+    folder = tmp_path_factory.mktemp("model")
+    assets = folder / "transform" / "transform_fn" / "assets"
+    assets.mkdir(parents=True)
+    (assets / "items").write_bytes(b"\n".join(IDS) + b"\n")
+    live = np.arange(NUM_ITEMS + 1) > 0
+    live[RETIRED] = False
+    events = np.concatenate([[0], 100 - np.arange(NUM_ITEMS)])
+    config = TwoTowerConfig(
+        model=ModelConfig(embedding_dim=8, num_layers=1, num_heads=2, max_history_length=6),
+        retrieval=RetrievalConfig(default_k=12),
+    )
+    model = TwoTowerModel(config, NUM_ITEMS)
+    model.set_item_features(ItemFeatures({}, live, events))
+    users = UserHistories(
+        list(HISTORIES),
+        np.array([row for rows in HISTORIES.values() for row in rows]),
+        np.cumsum([0, *map(len, HISTORIES.values())]),
+    )
+    export_saved_model(
+        str(folder / "model" / "Format-Serving"),
+        ServedTowers.of(model),
+        Catalogue(live, events),
+        users,
+        transform_graph_dir=str(folder / "transform"),
+    )
+    return folder / "model"
+
+
+@pytest.fixture
+def exported_sequences(tmp_path: Path, write_sequences: SequencesWriter) -> str:
+    """The SequenceGen output that belongs to `exported`."""
+    catalogue = [
+        {"item_id": [item], "item_row": [row + 1], "item_live": [int(row + 1 != RETIRED)]}
+        for row, item in enumerate(IDS)
+    ]
+    users = [{"user_id": [user], "history": [IDS[row - 1] for row in rows]} for user, rows in HISTORIES.items()]
+    return write_sequences(tmp_path / "sequences", {"catalogue": catalogue, "test": users, "all": users})

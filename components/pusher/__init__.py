@@ -1,0 +1,1 @@
+"""Publishing of a blessed model: whole or not at all."""
