@@ -253,7 +253,7 @@ class TwoTowerModel(tfrs.Model):
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         pairs = [(grad, variable) for grad, variable in zip(gradients, variables, strict=True) if grad is not None]
         gradients = [self._dense_if_whole(grad) for grad, _ in pairs]
-        gradients = sum_over_replicas(gradients)
+        gradients = [distinct_rows(grad) for grad in sum_over_replicas(gradients)]
         norm = tf.linalg.global_norm(gradients)
         if self.config.training.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.config.training.clip_norm, use_norm=norm)
@@ -295,6 +295,15 @@ def sum_over_replicas(values: Any) -> Any:
     if context is None or context.num_replicas_in_sync == 1:
         return values
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def distinct_rows(gradient: Any) -> Any:
+    """A sparse gradient with every row once, so that its norm is that of the dense one; a dense one as it is."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, index = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, index, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def load(folder: str | Path) -> TwoTowerModel:

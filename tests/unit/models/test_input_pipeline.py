@@ -1,0 +1,159 @@
+"""Windows, buckets and the reading of transformed examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from models.input_pipeline import (
+    Ragged,
+    Sequences,
+    TrainingBatches,
+    bucket_batch_size,
+    bucket_lengths,
+    cut_windows,
+    gather_padded,
+    load_training_data,
+    query_batches,
+    take,
+)
+
+
+def ragged(*lists: list[int]) -> Ragged:
+    return Ragged(
+        np.array([value for values in lists for value in values], dtype=np.int64),
+        np.cumsum([0, *map(len, lists)]),
+    )
+
+
+def test_windows_by_hand() -> None:
+    # History 1..6 with length 2: labels 5,6 then 3,4 then 2. History 7: nothing to predict.
+    windows = cut_windows(ragged([1, 2, 3, 4, 5, 6], [7], [8, 9]), 2, every_event=True)
+    inputs = [windows.values[s:e].tolist() for s, e in zip(windows.starts, windows.ends, strict=True)]
+    labels = [windows.values[s + 1 : e + 1].tolist() for s, e in zip(windows.starts, windows.ends, strict=True)]
+    assert inputs == [[4, 5], [2, 3], [1], [8]]
+    assert labels == [[5, 6], [3, 4], [2], [9]]
+    assert windows.owners.tolist() == [0, 0, 0, 2]
+
+
+def test_newest_window_only() -> None:
+    windows = cut_windows(ragged([1, 2, 3, 4, 5, 6], [8, 9]), 2, every_event=False)
+    assert [windows.values[s:e].tolist() for s, e in zip(windows.starts, windows.ends, strict=True)] == [[4, 5], [8]]
+
+
+def test_bucket_lengths_halve_and_batches_grow() -> None:
+    assert bucket_lengths(200).tolist() == [50, 100, 200]
+    assert bucket_lengths(1).tolist() == [1]
+    assert bucket_batch_size(32, 200, 200) == 32
+    assert bucket_batch_size(32, 50, 200) == 128
+    assert bucket_batch_size(5, 200, 200, multiple=4) == 8
+
+
+def test_gather_pads_on_the_left() -> None:
+    got = gather_padded(np.arange(10, 20), np.array([0, 4]), np.array([2, 8]), 3)
+    assert got.tolist() == [[0, 10, 11], [15, 16, 17]]
+
+
+def random_sequences(seed: int = 0) -> Sequences:
+    rng = np.random.default_rng(seed)
+    lists, label = [], 1
+    for length in rng.integers(0, 40, 50):
+        lists.append(list(range(label, label + int(length))))
+        label += int(length)
+    return Sequences(ragged(*lists), {"query_age": np.arange(50, dtype=np.float32)[:, None]})
+
+
+def test_every_event_but_the_first_is_a_label_once_per_epoch() -> None:
+    sequences = random_sequences()
+    batches = TrainingBatches(sequences, 8, 4, multiple=3)
+    labels: Counter[int] = Counter()
+    shapes = set()
+    for batch in batches.epoch(0):
+        assert batch["rows"].shape == batch["labels"].shape and len(batch["rows"]) % 3 == 0
+        shapes.add(batch["rows"].shape)
+        known = batch["labels"] > 0
+        assert np.array_equal(batch["rows"][known] + 1, batch["labels"][known])  # items are consecutive numbers
+        labels.update(batch["labels"][known].tolist())
+        owner = np.searchsorted(sequences.rows.splits, batch["labels"].max(1) - 1, side="right") - 1
+        filled = batch["labels"].max(1) > 0
+        assert np.array_equal(batch["query_age"][filled, 0], owner[filled])
+    firsts = {
+        int(sequences.rows.values[s]) for s, n in zip(sequences.rows.splits, sequences.rows.lengths, strict=False) if n
+    }
+    assert set(labels) == set(sequences.rows.values.tolist()) - firsts
+    assert set(labels.values()) == {1}
+    assert len(shapes) <= 3
+    assert batches.num_labels == len(labels)
+    assert batches.steps_per_epoch == sum(1 for _ in batches.epoch(1))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [b["labels"].ravel().tolist() for b in TrainingBatches(random_sequences(), 8, 4, seed=seed).epoch(epoch)]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_first_step_skips_what_was_done() -> None:
+    batches = TrainingBatches(random_sequences(), 8, 4)
+    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, first_step=2))
+    assert len(rest) == len(whole) - 2
+    assert np.array_equal(rest[0]["rows"], whole[2]["rows"])
+
+
+def test_query_batches_hold_the_newest_items_of_each_history_once() -> None:
+    sequences = random_sequences()
+    seen = []
+    for chosen, batch in query_batches(sequences, 8, 16):
+        assert len(batch["rows"]) == 16
+        for row, index in zip(batch["rows"], chosen, strict=False):
+            history = sequences.rows.values[sequences.rows.splits[index] : sequences.rows.splits[index + 1]]
+            assert row[row > 0].tolist() == history[-8:].tolist()
+        seen.extend(chosen.tolist())
+    assert sorted(seen) == list(range(50))
+
+
+def test_take_reorders() -> None:
+    got = take(ragged([1, 2], [], [3]), np.array([2, 0, 1, 0]))
+    assert got.values.tolist() == [3, 1, 2, 1, 2] and got.splits.tolist() == [0, 1, 3, 3, 5]
+
+
+def test_transformed_examples_are_read_back(transformed) -> None:
+    data = load_training_data(transformed.patterns, transformed.transform_graph, transformed.config)
+    assert data.items.num_items == 12
+    assert data.items.live.tolist() == [False] + [row != 3 for row in range(1, 13)]
+    assert data.items.train_events.tolist() == list(range(13))
+    assert data.items.features["candidate_tags"].shape == (13, 3)
+    assert not data.items.features["candidate_tags"][[0, 4, 8, 12]].any()
+    assert np.count_nonzero(data.items.features["candidate_tags"][7]) == 2
+    assert data.items.features["candidate_price"].dtype == np.float32
+    assert data.items.features["candidate_price"][11, 0] > data.items.features["candidate_price"][1, 0]
+    raw = {record["user_id"][0].encode(): record for record in transformed.raw["train"]}
+    assert len(data.train) == len(raw) == 40
+    for index, user in enumerate(data.train.user_ids):
+        rows = data.train.rows.values[data.train.rows.splits[index] : data.train.rows.splits[index + 1]]
+        assert rows.tolist() == [int(item[1:]) for item in raw[user]["history"]]
+        assert bool(data.train.features["query_country"][index, 0]) == ("user_country" in raw[user])
+    assert data.validation.targets.lengths.tolist() == [1] * 40
+    assert data.train.targets is None
+    assert len(data.everything.rows.values) == len(data.train.rows.values) + 40
+    assert data.feature_sizes == {
+        "vocabulary_candidate_category": 3,
+        "vocabulary_candidate_tags": 3,
+        "vocabulary_query_country": 3,
+    }
+
+
+def test_missing_split_is_named(transformed) -> None:
+    with pytest.raises(ValueError, match=r"no files for the split\(s\) \['train'\]"):
+        load_training_data({"catalogue": ["x"]}, transformed.transform_graph, transformed.config)
+
+
+def test_missing_files_are_named(transformed, tmp_path) -> None:
+    patterns = dict(transformed.patterns, train=[str(tmp_path / "*")])
+    with pytest.raises(ValueError, match="no transformed examples match"):
+        load_training_data(patterns, transformed.transform_graph, transformed.config)

@@ -1,0 +1,182 @@
+"""Towers, encoders and their composition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.config import FeatureSpec, LossConfig, ModelConfig, TwoTowerConfig
+from models.history_encoders import ENCODERS
+from models.input_pipeline import ItemFeatures
+from models.keras import keras, tf
+from models.two_tower import TwoTowerModel, load
+
+NUM_ITEMS = 9
+FEATURES = (
+    FeatureSpec(name="colour", kind="categorical", tower="candidate", vocabulary_size=3, embedding_dim=4),
+    FeatureSpec(name="price", kind="numeric", tower="candidate"),
+    FeatureSpec(name="country", kind="categorical", tower="query", vocabulary_size=3, embedding_dim=4),
+)
+
+
+def items(num_items: int = NUM_ITEMS) -> ItemFeatures:
+    rows = np.arange(num_items + 1)
+    features = {
+        "candidate_colour": (rows % 4)[:, None].astype(np.int32),
+        "candidate_price": (rows / 10)[:, None].astype(np.float32),
+    }
+    return ItemFeatures(features, rows > 0, rows.astype(np.int64))
+
+
+def build(encoder: str = "transformer", loss: LossConfig | None = None, **options) -> TwoTowerModel:
+    keras.utils.set_random_seed(1)
+    features = options.pop("features", FEATURES)
+    config = TwoTowerConfig(
+        features=features,
+        model=ModelConfig(**{"embedding_dim": 8, "history_encoder": encoder, "max_history_length": 6} | options),
+        loss=loss or LossConfig(),
+    )
+    model = TwoTowerModel(config, NUM_ITEMS)
+    model.set_item_features(items())
+    return model
+
+
+ROWS = np.array([[0, 0, 1, 2, 3], [0, 4, 5, 6, 7]], dtype=np.int32)
+COUNTRY = {"query_country": np.array([[1], [2]], dtype=np.int32)}
+
+
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_encoders_read_no_future_and_no_padding(encoder: str) -> None:
+    model = build(encoder)
+    table = model.candidate_vectors()
+    base = model.encode(tf.gather(table, ROWS), ROWS, COUNTRY).numpy()
+    later = ROWS.copy()
+    later[:, -1] = 8
+    changed = model.encode(tf.gather(table, later), later, COUNTRY).numpy()
+    known = (ROWS > 0)[:, :-1]  # what a padding position holds is never read
+    np.testing.assert_allclose(changed[:, :-1][known], base[:, :-1][known], atol=1e-5)
+    assert np.abs(changed[:, -1] - base[:, -1]).max() > 1e-4
+    short = model.query_vectors(ROWS[:1, 2:], {"query_country": COUNTRY["query_country"][:1]}).numpy()
+    np.testing.assert_allclose(short[0], base[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_save_and_load_give_equal_vectors(encoder: str, tmp_path) -> None:
+    model = build(encoder, popularity_prior=True)
+    model.prior_weight.assign(0.5)
+    model.save(tmp_path / "training")
+    again = load(tmp_path / "training")
+    np.testing.assert_array_equal(again.query_vectors(ROWS, COUNTRY), model.query_vectors(ROWS, COUNTRY))
+    np.testing.assert_array_equal(again.candidate_vectors(), model.candidate_vectors())
+    np.testing.assert_array_equal(again.item_bias(), model.item_bias())
+    assert again.config == model.config
+
+
+def test_only_the_newest_items_are_read() -> None:
+    model = build()
+    long = np.arange(1, 9, dtype=np.int32)[None, :]
+    country = {"query_country": np.array([[1]], dtype=np.int32)}
+    np.testing.assert_array_equal(model.query_vectors(long, country), model.query_vectors(long[:, -6:], country))
+
+
+def test_padding_row_is_zero_and_candidates_differ() -> None:
+    vectors = build().candidate_vectors().numpy()
+    assert vectors.shape == (NUM_ITEMS + 1, 8)
+    assert not vectors[0].any()
+    assert len(np.unique(vectors.round(6), axis=0)) == NUM_ITEMS + 1
+
+
+def test_normalize_gives_unit_length() -> None:
+    model = build(normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(model.candidate_vectors()[1:], axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(model.query_vectors(ROWS, COUNTRY), axis=1), 1.0, rtol=1e-5)
+
+
+def test_without_ids_equal_content_gives_equal_vectors() -> None:
+    model = build(use_item_ids=False, features=FEATURES[:1])
+    vectors = model.candidate_vectors().numpy()
+    np.testing.assert_allclose(vectors[1], vectors[5], atol=1e-6)  # colours 1 and 1
+    assert np.abs(vectors[1] - vectors[2]).max() > 1e-4
+
+
+def test_id_dropout_leaves_content_alone_in_training_only() -> None:
+    model = build(id_dropout=0.999)
+    training, serving = model.candidate_vectors(training=True).numpy(), model.candidate_vectors().numpy()
+    ids = model.candidate_tower.get_layer("item_id_embedding").embeddings.numpy()
+    np.testing.assert_allclose(serving[1:] - training[1:], ids[1:], atol=1e-6)
+
+
+def test_tower_without_ids_and_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="use_item_ids = false but no feature"):
+        build(use_item_ids=False, features=())
+
+
+def test_catalogue_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="has 3 items but the model was built for 9"):
+        build().set_item_features(items(3))
+
+
+def test_catalogue_without_a_declared_feature_is_refused() -> None:
+    with pytest.raises(ValueError, match="lacks the candidate features \\['candidate_colour'"):
+        build().set_item_features(ItemFeatures({}, np.arange(10) > 0, np.arange(10)))
+
+
+def test_popularity_prior_is_a_multiple_of_log_popularity() -> None:
+    model = build(popularity_prior=True)
+    model.prior_weight.assign(2.0)
+    bias = model.item_bias().numpy()
+    assert bias[0] == 0
+    assert bias[9] - bias[4] == pytest.approx(2 * np.log(10 / 5), rel=1e-5)
+
+
+def batch() -> dict[str, tf.Tensor]:
+    labels = np.array([[0, 0, 2, 3, 4], [0, 5, 6, 7, 8]], dtype=np.int32)
+    return {"rows": tf.constant(ROWS), "labels": tf.constant(labels), **{k: tf.constant(v) for k, v in COUNTRY.items()}}
+
+
+def test_full_softmax_loss_equals_keras_cross_entropy() -> None:
+    model = build(dropout=0.0, popularity_prior=True, loss=LossConfig(temperature=0.5))
+    model.prior_weight.assign(0.3)
+    inputs = batch()
+    table = model.candidate_vectors()
+    queries = model.encode(tf.gather(table, inputs["rows"]), inputs["rows"], inputs)
+    logits = (tf.matmul(queries, table[1:], transpose_b=True) / 0.5 + model.item_bias()[1:])[inputs["labels"] > 0]
+    labels = inputs["labels"][inputs["labels"] > 0] - 1
+    expected = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+    assert float(model.compute_loss(inputs)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax", "in_batch", "gbce"])
+def test_every_loss_trains_every_weight(kind: str) -> None:
+    model = build(loss=LossConfig(kind=kind, num_negatives=7), popularity_prior=True)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch(), training=True)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    silent = [
+        variable.name
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        if gradient is None or not np.abs(tf.convert_to_tensor(gradient)).sum()
+    ]
+    assert np.isfinite(float(loss)) and silent == []
+
+
+def test_large_catalogue_falls_back_to_sampled_softmax() -> None:
+    assert build(loss=LossConfig(full_softmax_limit=8)).loss_kind == "sampled_softmax"
+    assert build(loss=LossConfig(full_softmax_limit=9)).loss_kind == "full_softmax"
+
+
+def test_encoder_weights_sit_in_top_level_layers() -> None:
+    """Compression wraps top-level `Dense` layers; a weight hidden in a custom layer would escape it."""
+    encoder = build().history_encoder
+    custom = {layer.name: layer for layer in encoder.layers if not type(layer).__module__.startswith("tf_keras")}
+    assert [name for name, layer in custom.items() if layer.weights] == ["position_embedding"]
+    assert sum(isinstance(layer, keras.layers.Dense) for layer in encoder.layers) == 1 + 2 * 6
+
+
+def test_encoder_survives_a_round_trip_through_its_config() -> None:
+    encoder = build().history_encoder
+    again = keras.models.model_from_json(encoder.to_json())
+    again.set_weights(encoder.get_weights())
+    vectors = tf.gather(build().candidate_vectors(), ROWS)
+    inputs = {"vectors": vectors, "rows": ROWS, **COUNTRY}
+    np.testing.assert_allclose(again(inputs), encoder(inputs), atol=1e-6)
