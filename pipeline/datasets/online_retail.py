@@ -98,13 +98,16 @@ def _read(archive: Path) -> pd.DataFrame:
             for index, column in enumerate(columns):
                 column.append(row[index] if index < len(row) else None)
         return _typed(dict(zip(COLUMNS, columns, strict=True)))
+    except DamagedArchiveError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, WorkbookError, TypeError, ValueError) as error:
-        if isinstance(error, DamagedArchiveError):
-            raise
         raise DamagedArchiveError(f"{archive.name} is not the Online Retail archive: {error}") from error
 
 
 def _typed(columns: dict[str, list[Cell]]) -> pd.DataFrame:
+    for name in ("InvoiceDate", "Quantity", "UnitPrice"):
+        if None in columns[name]:
+            raise ValueError(f"row {columns[name].index(None) + 2} has no {name}")
     days = np.array(columns["InvoiceDate"], dtype=np.float64)
     minutes = np.rint((days - _UNIX_EPOCH_DAY) * 1440)  # the shop's clock shows minutes
     return pd.DataFrame(
