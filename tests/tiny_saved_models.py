@@ -123,3 +123,68 @@ def with_offset(source: Path, target: Path, old: float, new: float) -> Path:
     )
     partial.rename(target)
     return target
+
+
+class TinyRecommender(tf.Module):
+    """The signatures of a Tandem model over five items a..e, whose scores are 5..1 for everybody.
+
+    Items of the history and of `exclude` do not come back; what is missing is "" with -inf.
+    """
+
+    ITEMS = ("a", "b", "c", "d", "é")
+
+    def __init__(self) -> None:
+        self.items = tf.Variable(list(self.ITEMS))
+        self.scores = tf.Variable([5.0, 4.0, 3.0, 2.0, 1.0])
+
+    def _best(self, banned: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        hit = tf.reduce_any(tf.expand_dims(self.items, 1) == tf.expand_dims(banned, 1), axis=2)
+        scores = tf.where(hit, float("-inf"), self.scores)
+        top, rows = tf.math.top_k(scores, tf.minimum(k, 5))
+        return {"item_ids": tf.where(tf.math.is_inf(top), "", tf.gather(self.items, rows)), "scores": top}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.string, name="history"),
+            tf.TensorSpec([None, None], tf.string, name="exclude"),
+            tf.TensorSpec([], tf.int32, name="k"),
+        ]
+    )
+    def recommend(self, history: tf.Tensor, exclude: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._best(tf.concat([history, exclude], axis=1), k)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="user_id"), tf.TensorSpec([], tf.int32, name="k")]
+    )
+    def recommend_user(self, user_id: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._best(tf.expand_dims(user_id, 1), k)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="item_ids"), tf.TensorSpec([], tf.int32, name="k")]
+    )
+    def similar_items(self, item_ids: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._best(tf.expand_dims(item_ids, 1), k)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="item_ids")])
+    def embed_items(self, item_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        length = tf.cast(tf.strings.length(item_ids, unit="UTF8_CHAR"), tf.float32)
+        return {"embeddings": tf.stack([length, length / 2], axis=1)}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.string, name="history"),
+            tf.TensorSpec([None, None], tf.string, name="exclude"),
+            tf.TensorSpec([], tf.int32, name="k"),
+        ]
+    )
+    def embed_query(self, history: tf.Tensor, exclude: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        count = tf.cast(tf.reduce_sum(tf.cast(history != "", tf.int32), axis=1, keepdims=True), tf.float32)
+        return {"embeddings": tf.concat([count, -count], axis=1)}
+
+
+def write_recommender(version_dir: Path) -> Path:
+    """Writes a SavedModel with the signatures of a Tandem model."""
+    model = TinyRecommender()
+    names = ("recommend", "recommend_user", "similar_items", "embed_items", "embed_query")
+    tf.saved_model.save(model, str(version_dir), signatures={name: getattr(model, name) for name in names})
+    return version_dir

@@ -30,12 +30,15 @@ class RequestPool:
         self.pending = 0
         self._lock = threading.Lock()
 
-    async def run(self, work: Callable[[], ResultT], timeout_seconds: float | None = None) -> ResultT:
+    async def run(
+        self, work: Callable[[], ResultT], timeout_seconds: float | None = None, *, watch: bool = True
+    ) -> ResultT:
         """Runs `work` in a thread; to be called from the event loop.
 
         Args:
             work: What to do.
             timeout_seconds: Time the client still waits. Work not begun by then is not begun.
+            watch: Whether to stop waiting after that time; False where the caller is cancelled then anyway.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED if the pool is full, DEADLINE_EXCEEDED after the timeout.
@@ -55,8 +58,11 @@ class RequestPool:
                 raise _deadline_exceeded()
             return work()
 
+        if not watch:
+            return await self._submit(unless_late)
         try:
-            return await asyncio.wait_for(self._submit(unless_late), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                return await self._submit(unless_late)
         except TimeoutError as error:
             raise _deadline_exceeded() from error
 

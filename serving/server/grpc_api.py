@@ -96,7 +96,7 @@ class GrpcApi:
         async def method(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
             started = time.perf_counter()
             try:
-                return await self._pool.run(lambda: work(raw, started), context.time_remaining())
+                return await self._pool.run(lambda: work(raw, started), context.time_remaining(), watch=False)
             except Exception as error:
                 return await _abort(context, error)
 
@@ -108,7 +108,7 @@ class GrpcApi:
 
         async def method(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
-                return await self._pool.run(lambda: work(raw), context.time_remaining())
+                return await self._pool.run(lambda: work(raw), context.time_remaining(), watch=False)
             except Exception as error:
                 return await _abort(context, error)
 

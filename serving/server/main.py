@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n{usage(_PROGRAM)}")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # or every broken request fills the log
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # The default of 5 ms lets one thread hold up the event loop for longer than a whole request takes.
     sys.setswitchinterval(0.0005)

@@ -91,9 +91,10 @@ class LoadedModel:
                 c_api.TF_SessionReleaseCallable(self._session, handle)
         else:
             values = c_api.TF_SessionRunCallable(self._session, handle, arguments, None)
+        arrays = [value if isinstance(value, np.ndarray) else _scalar(value) for value in values]
         if len(wanted) == len(fetches):
-            return list(values)
-        by_name = dict(zip(wanted, values, strict=True))
+            return arrays
+        by_name = dict(zip(wanted, arrays, strict=True))
         return [by_name[name] for name in fetches]
 
     def close(self) -> None:
@@ -205,6 +206,11 @@ def _make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str], t
         return int(c_api.TF_SessionMakeCallable(session, buffer))
     finally:
         c_api.TF_DeleteBuffer(buffer)
+
+
+def _scalar(value: Any) -> np.ndarray:
+    """The C API answers bare values for tensors without dimensions; bytes must stay as they are."""
+    return object_array([value]).reshape(()) if isinstance(value, bytes) else np.asarray(value)
 
 
 def _return_free_memory() -> None:

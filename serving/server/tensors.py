@@ -55,9 +55,10 @@ _COMPLEX_PARTS = {types_pb2.DT_COMPLEX64: np.float32, types_pb2.DT_COMPLEX128: n
 # Field number 5 / 6 with wire type 2: float_val and double_val are packed little-endian, which is numpy's own layout.
 _PACKED_TAGS = {types_pb2.DT_FLOAT: b"\x2a", types_pb2.DT_DOUBLE: b"\x32"}
 
-# A few bytes can name a shape of billions (values are repeated to fill it). No honest request is larger than the
-# largest message, so nothing larger is ever allocated.
+# No honest request is larger than the largest message, so nothing larger is ever allocated. Values are repeated to
+# fill a shape, so that a few bytes can name gigabytes: filling ends far below.
 MAX_TENSOR_BYTES = 1 << 31
+MAX_FILLED_BYTES = 1 << 26
 _STRING_BYTES = 24  # size of TensorFlow's tstring
 
 
@@ -86,13 +87,17 @@ def to_array(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     numpy_type = NUMPY_TYPES.get(proto.dtype)
     if numpy_type is None:
         raise invalid_argument(f"tensor parsing error: {name} has type {type_name(proto.dtype)}, which is not served.")
-    shape = _shape(name, proto, _STRING_BYTES if proto.dtype == types_pb2.DT_STRING else numpy_type.itemsize)
+    shape = _shape(name, proto, _itemsize(proto.dtype))
     if proto.tensor_content:
         return _from_content(name, proto, numpy_type, shape)
     values = _field_values(proto, numpy_type)
     size = prod(shape)
     if len(values) == size:
         return values.reshape(shape)
+    if len(values) < size and size * _itemsize(proto.dtype) > MAX_FILLED_BYTES:
+        raise invalid_argument(
+            f"tensor parsing error: {name} gives {len(values)} values for shape {list(shape)}; send all of them."
+        )
     if len(values) == 0:
         return np.full(shape, b"" if numpy_type == STRINGS else 0, dtype=numpy_type)
     if len(values) > size:
@@ -101,6 +106,10 @@ def to_array(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     filled[: len(values)] = values
     filled[len(values) :] = values[-1]
     return filled.reshape(shape)
+
+
+def _itemsize(number: int) -> int:
+    return _STRING_BYTES if number == types_pb2.DT_STRING else NUMPY_TYPES[number].itemsize
 
 
 def _shape(name: str, proto: tensor_pb2.TensorProto, itemsize: int) -> tuple[int, ...]:

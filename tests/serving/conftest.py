@@ -32,3 +32,18 @@ def server(base_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     flags = [f"--monitoring_config_file={monitoring}", "--enable_grpc_healthcheck_service", "--unheard_of=1"]
     with ServerProcess(base_path, "tiny", flags=flags) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def recommender_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base path with version 7 of a five-item recommender."""
+    from tiny_saved_models import write_recommender
+
+    return write_recommender(tmp_path_factory.mktemp("recommender") / "7").parent
+
+
+@pytest.fixture(scope="session")
+def recommender(recommender_path: Path) -> Iterator[ServerProcess]:
+    """A running server of that model, called `tandem`."""
+    with ServerProcess(recommender_path, "tandem") as process:
+        yield process

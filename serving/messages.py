@@ -1,0 +1,193 @@
+"""What the client says and hears, in both protocols' forms; nothing here touches the network."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from serving.errors import (
+    DeadlineError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    ServerError,
+    ServingError,
+    SignatureError,
+    UnavailableError,
+)
+from serving.lean_tensorflow import lean_tensorflow
+
+with lean_tensorflow():
+    from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
+
+    from serving.server.tensors import to_array, to_proto
+
+Arrays = Mapping[str, np.ndarray]
+_CODE_OF_HTTP_STATUS = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    429: "RESOURCE_EXHAUSTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+@dataclass(frozen=True)
+class ModelTarget:
+    """Which model to ask: its name, and at most one of a version and a label.
+
+    Raises:
+        ValueError: Both are given.
+    """
+
+    name: str
+    version: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.label:
+            raise ValueError(f"Give a version or a label of model {self.name}, not both.")
+
+    @property
+    def path(self) -> str:
+        """Path of the model in the REST API."""
+        if self.version is not None:
+            return f"/v1/models/{self.name}/versions/{self.version}"
+        return f"/v1/models/{self.name}/labels/{self.label}" if self.label else f"/v1/models/{self.name}"
+
+    def fill(self, spec: Any) -> None:
+        """Writes a ModelSpec."""
+        spec.name = self.name
+        if self.version is not None:
+            spec.version.value = self.version
+        elif self.label:
+            spec.version_label = self.label
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """State of one version on the server.
+
+    Attributes:
+        version: Its number.
+        state: `START`, `LOADING`, `AVAILABLE`, `UNLOADING` or `END`.
+        error: Why it failed; empty if it did not.
+    """
+
+    version: int
+    state: str
+    error: str = ""
+
+
+def predict_message(target: ModelTarget, signature: str, inputs: Arrays) -> predict_pb2.PredictRequest:
+    """A gRPC Predict request."""
+    request = predict_pb2.PredictRequest()
+    target.fill(request.model_spec)
+    request.model_spec.signature_name = signature
+    for name, value in inputs.items():
+        to_proto(value, request.inputs[name])
+    return request
+
+
+def predict_outputs(response: predict_pb2.PredictResponse) -> dict[str, np.ndarray]:
+    """The outputs of a gRPC answer."""
+    return {name: to_array(name, proto) for name, proto in response.outputs.items()}
+
+
+def predict_json(signature: str, inputs: Arrays) -> bytes:
+    """The body of a REST predict request, in columnar form."""
+    document = {
+        "signature_name": signature,
+        "inputs": {name: _json_value(value.tolist()) for name, value in inputs.items()},
+    }
+    return json.dumps(document).encode()
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value
+
+
+def json_outputs(body: bytes) -> dict[str, np.ndarray]:
+    """The outputs of a REST answer; strings become arrays of bytes, as over gRPC."""
+    outputs = json.loads(body)["outputs"]
+    if not isinstance(outputs, dict):
+        outputs = {"": outputs}
+    return {name: _array(value) for name, value in outputs.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    array = np.array(value)
+    if array.dtype.kind == "U":
+        encoded = np.empty(array.size, dtype=object)
+        encoded[:] = [text.encode() for text in array.reshape(-1).tolist()]
+        return encoded.reshape(array.shape)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def status_message(target: ModelTarget) -> get_model_status_pb2.GetModelStatusRequest:
+    """A gRPC status request."""
+    request = get_model_status_pb2.GetModelStatusRequest()
+    target.fill(request.model_spec)
+    return request
+
+
+def message_states(response: get_model_status_pb2.GetModelStatusResponse) -> list[VersionState]:
+    """The states in a gRPC answer."""
+    names = get_model_status_pb2.ModelVersionStatus.State
+    return [
+        VersionState(entry.version, names.Name(entry.state), entry.status.error_message)
+        for entry in response.model_version_status
+    ]
+
+
+def json_states(body: bytes) -> list[VersionState]:
+    """The states in a REST answer."""
+    return [
+        VersionState(int(entry["version"]), entry["state"], entry["status"]["error_message"])
+        for entry in json.loads(body)["model_version_status"]
+    ]
+
+
+def error_of_rpc(error: grpc.RpcError, address: str) -> ServingError:
+    """The error a failed call over gRPC means."""
+    return _error(error.code().name, error.details() or "", address)
+
+
+def error_of_http(status: int, body: bytes, address: str) -> ServingError:
+    """The error an HTTP answer other than 200 means."""
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = body[:200].decode(errors="replace")
+    return _error(_CODE_OF_HTTP_STATUS.get(status, "INTERNAL" if status >= 500 else "INVALID_ARGUMENT"), text, address)
+
+
+def unreachable(reason: object, address: str) -> ServingError:
+    """The error for a connection that could not be made or broke."""
+    return _error("UNAVAILABLE", str(reason), address)
+
+
+def _error(code: str, text: str, address: str) -> ServingError:
+    message = f"{address} answered {code}: {text}"
+    if code == "UNAVAILABLE":
+        return UnavailableError(f"No model server answers at {address}: {text}", code)
+    if code == "RESOURCE_EXHAUSTED":
+        return OverloadedError(message, code)
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineError(message, code)
+    if code == "NOT_FOUND" or "version label" in text:
+        return ModelNotFoundError(message, code)
+    if code == "FAILED_PRECONDITION" or "signature" in text:
+        return SignatureError(message, code)
+    if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return RequestError(message, code)
+    return ServerError(message, code)

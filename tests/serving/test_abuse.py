@@ -1,0 +1,177 @@
+"""Requests and connections that mean harm, or look as if they did: the server answers and lives on."""
+
+import http.client
+import importlib.util
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from serving.launch import ServerProcess
+
+pytestmark = pytest.mark.serving
+SIGNATURES = {
+    "serving_default": {"x": 1},
+    "words": {"words": 7},
+    "next_integer": {"n": 9},
+    "two_inputs": {"a": 1, "k": 3},
+    "negated": {"flags": 10},
+    "classify": {"inputs": 7},
+    "constant": {},
+}
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "serving_fuzz.py"
+    spec = importlib.util.spec_from_file_location("serving_fuzz", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serving_fuzz"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_still_answers(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection.request("POST", "/v1/models/tiny:predict", b'{"instances": [1.0]}')
+    assert json.loads(connection.getresponse().read()) == {"predictions": [2.5]}
+    connection.close()
+
+
+def test_fuzzed_grpc_requests_are_the_requests_fault(server: ServerProcess, fuzz: ModuleType) -> None:
+    answers = fuzz.fuzz_grpc(server.grpc_address, fuzz.RequestFuzzer(1, SIGNATURES, "tiny"), 3000)
+    assert set(answers) <= fuzz.FAULTS_OF_REQUEST, answers
+    assert answers["INVALID_ARGUMENT"] > 1000
+    assert_still_answers(server)
+
+
+def test_fuzzed_rest_requests_are_the_requests_fault(server: ServerProcess, fuzz: ModuleType) -> None:
+    answers = fuzz.fuzz_rest(server.rest_address, fuzz.RequestFuzzer(2, SIGNATURES, "tiny"), 3000)
+    assert {status for status in answers if status >= "500"} == set(), answers
+    assert answers["400"] > 1000
+    assert_still_answers(server)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x00" * 100,
+        b"GET\r\n\r\n",
+        b"POST /v1/models/tiny:predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Length: zz\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000 + b"\r\n",
+        b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
+    ],
+)
+def test_broken_http(server: ServerProcess, raw: bytes) -> None:
+    with socket.create_connection(_host_port(server.rest_address), timeout=20) as connection:
+        try:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(4096)
+        except OSError:
+            answer = b""  # the server may hang up while we still talk
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0] or b" 404 " in answer.split(b"\r\n")[0], answer
+    assert_still_answers(server)
+
+
+def test_megabyte_strings_and_deep_json(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection(server.rest_address, timeout=60)
+    body = json.dumps({"signature_name": "words", "inputs": ["a" * 5_000_000]}).encode()
+    connection.request("POST", "/v1/models/tiny:predict", body)
+    answer = json.loads(connection.getresponse().read())
+    assert len(answer["outputs"]["same"][0]) == 5_000_000
+    connection.request("POST", "/v1/models/tiny:predict", b'{"instances": ' + b"[" * 1_000_000)
+    assert connection.getresponse().status == 400
+
+
+def test_slow_clients_are_cut_off(base_path: Path) -> None:
+    flags = ["--rest_api_timeout_in_ms=1000", "--max_request_bytes=100000"]
+    with ServerProcess(base_path, "tiny", flags=flags) as server:
+        slow = [socket.create_connection(_host_port(server.rest_address), timeout=20) for _ in range(50)]
+        for index, connection in enumerate(slow):  # half never finish the head, half never finish the body
+            head = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\n"
+            connection.sendall(head if index % 2 else head + b"Content-Length: 100\r\n\r\n{")
+        assert_still_answers(server)
+        for connection in slow:
+            answer = connection.recv(4096)
+            assert answer == b"" or b" 504 " in answer.split(b"\r\n")[0], answer
+            connection.close()
+        client = http.client.HTTPConnection(server.rest_address, timeout=20)
+        client.request("POST", "/v1/models/tiny:predict", b" " * 200_000)
+        assert client.getresponse().status == 429
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(b" " * 200_000, timeout=20)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert_still_answers(server)
+
+
+def test_more_requests_than_admitted_are_refused_at_once(base_path: Path) -> None:
+    flags = ["--max_pending_requests=1", "--grpc_max_threads=1", "--rest_api_num_threads=1"]
+    with ServerProcess(base_path, "tiny", flags=flags) as server, grpc.insecure_channel(server.grpc_address) as channel:
+        raw = _large_request(500_000)
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        calls = [call.future(raw, timeout=60) for _ in range(20)]
+        codes = [pending.exception() and pending.exception().code() for pending in calls]
+        assert None in codes
+        assert set(codes) <= {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+        assert_still_answers(server)
+
+
+def test_a_version_that_kills_the_process_leaves_the_server_alone(base_path: Path, tmp_path: Path) -> None:
+    """The probe dies (here: killed from outside while it loads), the old version goes on answering."""
+    import shutil
+
+    shutil.copytree(base_path / "1", tmp_path / "1")
+    flags = ["--max_num_load_retries=0", "--file_system_poll_wait_seconds=1"]
+    with ServerProcess(tmp_path, "tiny", flags=flags) as server:
+        partial = tmp_path / "partial"
+        shutil.copytree(base_path / "1", partial)
+        partial.rename(tmp_path / "2")
+        give_up = time.monotonic() + 30
+        killed = False
+        while not killed and time.monotonic() < give_up:
+            for child in psutil.Process(server.pid).children(recursive=True):
+                if "serving.server.probe" in child.cmdline():
+                    child.kill()
+                    killed = True
+            time.sleep(0.005)
+        assert killed
+        while "killed the process that tried it" not in _status_text(server, 2):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        assert_still_answers(server)
+
+
+def _status_text(server: ServerProcess, version: int) -> str:
+    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection.request("GET", f"/v1/models/tiny/versions/{version}")
+    return connection.getresponse().read().decode()
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.partition(":")
+    return host, int(port)
+
+
+def _large_request(size: int) -> Any:
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "tiny"
+    tensor = request.inputs["x"]
+    tensor.dtype = 1
+    tensor.tensor_shape.dim.add(size=size)
+    tensor.float_val.extend([1.0] * size)
+    return request.SerializeToString()
