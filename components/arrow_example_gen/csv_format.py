@@ -141,8 +141,9 @@ def scan_ranges(stream: IO[bytes], header: CsvHeader, name: str, range_bytes: in
     while True:
         block = stream.read(range_bytes)
         data = rest + block
-        end = _end_of_records(data) if block else _end_of_file(data)
-        if (end == 0 and len(data) > MAX_RECORD_BYTES) or (not block and end < len(data)):
+        is_last = len(block) < range_bytes
+        end = _end_of_file(data) if is_last else _end_of_records(data)
+        if (end == 0 and len(data) > MAX_RECORD_BYTES) or (is_last and end < len(data)):
             raise UnreadableFileError(
                 f"{name}, line {line + (_count_lines(data[:end]) if end else 0)}: a quote opened in this row never "
                 f"closes, or the row is longer than {MAX_RECORD_BYTES >> 20} MiB; close the quote, and double quotes "
@@ -152,7 +153,7 @@ def scan_ranges(stream: IO[bytes], header: CsvHeader, name: str, range_bytes: in
             lines = _count_lines(data[:end])
             yield CsvRange(start, start + end, line, row, lines)
             start, line, row = start + end, line + lines, row + lines
-        if not block:
+        if is_last:
             return
         rest = data[end:]
 

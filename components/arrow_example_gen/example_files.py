@@ -46,14 +46,21 @@ def read_examples(
     Raises:
         UnreadableFileError: A file is damaged.
     """
-    decoder = ExamplesToRecordBatchDecoder(_schema(kinds).SerializeToString() if kinds is not None else None)
     for path in paths:
         with file_access(path).open(path) as stream:
-            for records in read_records(stream, path, batch_rows):
-                try:
-                    yield decoder.DecodeBatch(records)
-                except RuntimeError as error:
-                    raise UnreadableFileError(f"{path} holds a record that is no tf.Example ({error})") from None
+            yield from read_example_stream(stream, path, kinds, batch_rows)
+
+
+def read_example_stream(
+    stream: IO[bytes], name: str, kinds: Mapping[str, str] | None, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Reads the tf.Examples of one open file; arguments and errors as in `read_examples`."""
+    decoder = ExamplesToRecordBatchDecoder(_schema(kinds).SerializeToString() if kinds is not None else None)
+    for records in read_records(stream, name, batch_rows):
+        try:
+            yield decoder.DecodeBatch(records)
+        except RuntimeError as error:
+            raise UnreadableFileError(f"{name} holds a record that is no tf.Example ({error})") from None
 
 
 def _schema(kinds: Mapping[str, str]) -> schema_pb2.Schema:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.arrow_example_gen import csv_format
@@ -196,10 +197,7 @@ def read_piece(
     Raises:
         InputError: The file is damaged or a column has a type that cannot be converted.
     """
-    if piece.source.format == "csv":
-        yield from _read_csv(piece, columns, with_row, files)
-    else:
-        yield from _read_parquet(piece, columns, with_row, files)
+    yield from _READERS[piece.source.format](piece, columns, with_row, files)
 
 
 def _read_csv(piece: Piece, columns: Sequence[Column], with_row: bool, files: FileAccess) -> Iterator[Batch]:
@@ -266,6 +264,38 @@ def _read_parquet(piece: Piece, columns: Sequence[Column], with_row: bool, files
                 f"{piece.source.name}: row group {piece.row_group} (rows from {piece.first_line}) is damaged "
                 f"({_first_line(error)}); write the file again"
             ) from None
+
+
+def _read_tfrecord(piece: Piece, columns: Sequence[Column], with_row: bool, files: FileAccess) -> Iterator[Batch]:
+    # Importing the decoder takes seconds, and only this format needs it.
+    from components.arrow_example_gen.example_files import read_example_stream
+
+    row = 0
+    with files.open(piece.source.path) as stream:
+        for raw in read_example_stream(stream, piece.source.name, None, BATCH_ROWS):
+            check_columns(raw.schema.names, columns, piece.source.name)
+            present = [c for c in columns if c.name in raw.schema.names]
+            arrays = {c.name: _single(raw.column(c.name), c, piece.source.name) for c in present}
+            positions = np.arange(row, row + raw.num_rows, dtype=np.int64)
+            row += raw.num_rows
+            yield _convert_batch(arrays, present, positions, piece, lambda p: p + 1, with_row)
+
+
+def _single(values: pa.Array, column: Column, file: str) -> pa.Array:
+    """Values of a list column that has at most one in a row; lists stay for `strings`."""
+    if column.kind == "strings" or pa.types.is_null(values.type):
+        return values
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    if lengths.max(initial=0) > 1:
+        raise BadValueError(
+            f"{file}: column {column.name} has several values in one record; declare the feature as multi_valued"
+        )
+    flat = pc.list_flatten(values)
+    index = pa.array(np.cumsum(lengths) - 1, mask=lengths == 0)
+    return flat.take(index)
+
+
+_READERS = {"csv": _read_csv, "parquet": _read_parquet, "tfrecord": _read_tfrecord}
 
 
 def _convert_batch(

@@ -27,7 +27,8 @@ def check_bad_rows(table: str, rows: int, bad_rows: int, max_share: float, first
         return
     shown = "".join(f"\n  {text}" for text in first[:5])
     more = f"\n  … and {bad_rows - len(first[:5]):,} more" if bad_rows > len(first[:5]) else ""
+    share = bad_rows / max(total, 1)
     raise BadValueError(
-        f"{bad_rows:,} of {total:,} rows of {table} are bad ({bad_rows / max(total, 1):.2%}, allowed are {max_share:.2%}):"
+        f"{bad_rows:,} of {total:,} rows of {table} are bad ({share:.2%}, allowed are {max_share:.2%}):"
         f"{shown}{more}\nCorrect the rows, or set them aside with --set data.cleaning.max_bad_row_share=SHARE"
     )
