@@ -72,6 +72,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         splits_config=transform_pb2.SplitsConfig(
             analyze=["catalogue", "train"], transform=["catalogue", "train", "validation", "test", "all"]
         ),
+        disable_statistics=True,  # The raw tables have theirs; they would take half of this node's time.
         custom_config={
             "two_tower": config.two_tower().model_dump_json(),
             "code_version": code_version("models.preprocessing"),

@@ -1,0 +1,151 @@
+"""Model of `report.json`. The file is a contract: keys are added, not renamed; `schema_version` counts breaks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Section(BaseModel):
+    """Base of the fixed sections: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+
+class OpenSection(BaseModel):
+    """Base of sections that also hold whatever their component measured, e.g. `recall@50`."""
+
+    model_config = ConfigDict(extra="allow", from_attributes=True)
+
+
+class ModelSection(Section):
+    """The model of the run; `version` and `path` are None if it was not pushed."""
+
+    version: int | None = None
+    path: str | None = None
+    saved_model_bytes: int | None = None
+    gzip_bytes: int | None = None
+
+
+class TimeRange(Section):
+    """First and last event, ISO 8601 in UTC."""
+
+    first: str
+    last: str
+
+
+class Check(OpenSection):
+    """One check of the data or of the served model."""
+
+    name: str
+    passed: bool
+
+
+class DataSection(OpenSection):
+    """What came in, what was dropped and why, what the splits hold. `dropped` adds up with `interactions`."""
+
+    users: int = 0
+    items: int = 0
+    interactions_in: int = 0
+    interactions: int = 0
+    train: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    test: dict[str, Any] = {}
+    time_range: TimeRange | None = None
+    dropped: dict[str, int] = {}
+    ingest: dict[str, dict[str, Any]] = {}
+    checks: list[Check] = []
+
+
+class SliceRow(OpenSection):
+    """Metrics of one slice of the test users."""
+
+    slice: str
+    value: str
+
+
+class MetricsSection(OpenSection):
+    """Metrics of the served answers, by name, beside these facts."""
+
+    split: str = ""
+    protocol: str = ""
+    candidates: int = 0
+    users: int = 0
+    slices: list[SliceRow] = []
+
+
+class RuleRow(Section):
+    """Verdict of one rule of the gate."""
+
+    rule: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    reason: str
+
+
+class GateSection(Section):
+    """Why the model was blessed, or not. `last_blessed` holds the metrics of the model it was compared with."""
+
+    rules: list[RuleRow] = []
+    last_blessed: dict[str, Any] | None = None
+
+
+class InfraSection(Section):
+    """What the served model answered in a real server process."""
+
+    blessed: bool = False
+    checks: list[Check] = []
+
+
+class VariantRow(OpenSection):
+    """One compression variant, measured as served. Numbers are None where it was not measured."""
+
+    name: str
+    chosen: bool
+    reason: str = ""
+    metrics: dict[str, float | None] = {}
+    saved_model_bytes: int | None = None
+    resident_bytes: int | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+class ResourceRow(Section):
+    """What a node cost. CPU and memory are None where the runner does not measure them."""
+
+    node: str
+    wall_seconds: float
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    output_bytes: int = 0
+    cached: bool = False
+
+
+class TrainingSection(OpenSection):
+    """The training curve: one record per epoch in `history`."""
+
+    history: list[dict[str, Any]] = []
+
+
+class Report(Section):
+    """All of `report.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created: str
+    pushed: bool
+    blessed: bool
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
+    baselines: dict[str, dict[str, Any]] = {}
+    gate: GateSection = Field(default_factory=GateSection)
+    infra_validation: InfraSection = Field(default_factory=InfraSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    compression: list[VariantRow] = []
+    resources: list[ResourceRow] = []
+    software: dict[str, str] = {}
