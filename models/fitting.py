@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import TrainingConfig
-from models.input_pipeline import Sequences, TrainingBatches, TrainingData, query_batches
+from models.input_pipeline import Sequences, TrainingBatches, TrainingData, query_batches, take
 from models.keras import keras, tf
 from models.metrics import ranking_metrics
 from models.two_tower import TwoTowerModel
@@ -126,55 +126,49 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
     return warmup * max(0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))), 1e-3)
 
 
-def rank(
-    model: TwoTowerModel, sequences: Sequences, k: int = 100, batch_size: int = VALIDATION_BATCH
-) -> NDArray[np.int64]:
-    """The k best live items for each history, items in the history left out.
+class Ranker:
+    """Ranks the catalogue for many histories; traces its graph once per padded length, not once per call.
 
-    Memory is bounded by `batch_size * num_items` scores.
-
-    Returns:
-        Item rows `(num_sequences, min(k, num_items))`, best first; 0 where fewer remain.
+    Args:
+        model: Scored with the weights it has when called.
+        batch_size: Histories scored at a time; memory is `batch_size * num_items` scores.
     """
-    table, bias = model.candidate_vectors(), model.item_bias()
-    candidates = tf.transpose(table)
-    dead = np.flatnonzero(~model.item_features.live)
-    k = min(k, model.num_items)
-    result = np.zeros((len(sequences), k), dtype=np.int64)
-    score = tf.function(
-        lambda batch: tf.matmul(model.query_vectors(batch["rows"], batch, table), candidates) + bias,
-        reduce_retracing=False,
-    )
-    splits = sequences.rows.splits
-    for chosen, batch in query_batches(sequences, model.config.model.max_history_length, batch_size):
-        scores = score({name: tf.constant(values) for name, values in batch.items()}).numpy()[: len(chosen)]
-        lengths = splits[1:][chosen] - splits[:-1][chosen]
-        places = np.repeat(splits[:-1][chosen] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        scores[np.repeat(np.arange(len(chosen)), lengths), sequences.rows.values[places]] = -np.inf
-        scores[:, dead] = -np.inf
-        best = tf.math.top_k(scores, k)
-        result[chosen] = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), 0)
-    return result
 
+    def __init__(self, model: TwoTowerModel, batch_size: int = VALIDATION_BATCH) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self._score = tf.function(self._scores, reduce_retracing=False)
 
-def evaluate(model: TwoTowerModel, sequences: Sequences, k: int = 100) -> dict[str, float]:
-    """Full-catalogue metrics of the model's ranking against the targets.
+    def _scores(self, batch: Any, table: Any, candidates: Any, bias: Any) -> Any:
+        return tf.matmul(self.model.query_vectors(batch["rows"], batch, table), candidates) + bias
 
-    Raises:
-        ValueError: If the sequences hold no targets.
-    """
-    if sequences.targets is None:
-        raise ValueError("these sequences hold no targets; evaluate on the validation or test split")
-    ranked = rank(model, sequences, k)
-    return ranking_metrics(ranked, sequences.targets.values, sequences.targets.splits, (10, k), model.num_items)
+    def __call__(self, sequences: Sequences, k: int = 100) -> NDArray[np.int64]:
+        """The k best live items for each history, items in the history left out.
 
+        Returns:
+            Item rows `(num_sequences, min(k, num_items))`, best first; 0 where fewer remain.
+        """
+        model = self.model
+        table, bias = model.candidate_vectors(), model.item_bias()
+        candidates = tf.transpose(table)
+        dead = np.flatnonzero(~model.item_features.live)
+        k = min(k, model.num_items)
+        result = np.zeros((len(sequences), k), dtype=np.int64)
+        length = model.config.model.max_history_length
+        for chosen, arrays in query_batches(sequences, length, self.batch_size):
+            batch = {name: tf.constant(values) for name, values in arrays.items()}
+            scores = self._score(batch, table, candidates, bias).numpy()[: len(chosen)]
+            histories = take(sequences.rows, chosen)
+            scores[np.repeat(np.arange(len(chosen)), histories.lengths), histories.values] = -np.inf
+            scores[:, dead] = -np.inf
+            best = tf.math.top_k(scores, k)
+            result[chosen] = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), 0)
+        return result
 
-def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
+    def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
     """A random sample of whole sequences, in the same order; all of them if `count` is 0 or too large."""
     if not count or count >= len(sequences):
         return sequences
-    from models.input_pipeline import take
-
     chosen = np.sort(np.random.default_rng(seed).choice(len(sequences), count, replace=False))
     return Sequences(
         rows=take(sequences.rows, chosen),
@@ -243,6 +237,7 @@ class _Fitting:
             if data.validation is not None and data.validation.targets is not None
             else None
         )
+        self.ranker = Ranker(model)
         with strategy.scope():
             self.optimizer = make_optimizer(training)
             self.optimizer.build(model.trainable_variables)
@@ -372,7 +367,7 @@ class _Fitting:
     def _validate(self, epoch: int, last: bool) -> dict[str, float]:
         if self.validation is None or ((epoch + 1) % self.training.validate_every_epochs and not last):
             return {}
-        metrics = evaluate(self.model, self.validation)
+        metrics = self.ranker.evaluate(self.validation)
         if metrics["ndcg@10"] > self.best_ndcg:
             self.best_ndcg, self.best_epoch = metrics["ndcg@10"], epoch + 1
             self.best_weights = self.model.get_weights()
@@ -456,12 +451,11 @@ class _Checkpoints:
 __all__ = [
     "EpochRecord",
     "FitResult",
+    "Ranker",
     "StepCallback",
-    "evaluate",
     "fit",
     "learning_rate_factor",
     "make_optimizer",
     "make_strategy",
-    "rank",
     "sample_sequences",
 ]

@@ -128,6 +128,8 @@ def run_transform(folder: Path) -> Transformed:
     # isort: split
     import apache_beam as beam
     import tensorflow_transform.beam as tft_beam
+    from tensorflow_transform.tf_metadata import metadata_io
+    from tensorflow_transform.tf_metadata.dataset_metadata import DatasetMetadata
     from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
     from tfx_bsl.tfxio import tf_example_record
 
@@ -148,6 +150,7 @@ def run_transform(folder: Path) -> Transformed:
         analyzed = (read["catalogue"], read["train"]) | beam.Flatten()
         graph = (analyzed, adapter) | tft_beam.AnalyzeDataset(lambda inputs: preprocessing_fn(inputs, custom_config))
         graph | tft_beam.WriteTransformFn(str(folder / "graph"))
+        metadata_io.write_metadata(DatasetMetadata(schema), str(folder / "graph" / "metadata"))
         for split, batches in read.items():
             rows, metadata = ((batches, adapter), graph) | f"transform_{split}" >> tft_beam.TransformDataset(
                 output_record_batches=True

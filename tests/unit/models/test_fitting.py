@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.config import LossConfig, ModelConfig, TrainingConfig, TwoTowerConfig
-from models.fitting import evaluate, fit, learning_rate_factor, make_strategy, rank, sample_sequences
+from models.fitting import Ranker, fit, learning_rate_factor, make_strategy, sample_sequences
 from models.input_pipeline import ItemFeatures, Ragged, Sequences, TrainingData
 from models.keras import keras, tf
 from models.two_tower import TwoTowerModel
@@ -45,10 +45,10 @@ def build(config: TrainingConfig, data: TrainingData) -> TwoTowerModel:
 def test_learns_the_rule_and_keeps_the_best_weights(tmp_path) -> None:
     config, data, lines = training(), cyclic_data(), []
     model = build(config, data)
-    before = evaluate(model, data.validation)["ndcg@10"]
+    before = Ranker(model).evaluate(data.validation)["ndcg@10"]
     result = fit(model, data, config, log_dir=tmp_path, report=lines.append)
     assert before < 0.5 < 0.9 < result.best_ndcg
-    assert evaluate(model, data.validation)["ndcg@10"] == pytest.approx(result.best_ndcg)
+    assert Ranker(model).evaluate(data.validation)["ndcg@10"] == pytest.approx(result.best_ndcg)
     assert result.best_ndcg == max(record.ndcg_at_10 for record in result.history)
     assert result.history[-1].loss < result.history[0].loss
     assert len(lines) == len(result.history) and lines[0].startswith("epoch 1/12  loss ") and "eta" in lines[0]
@@ -119,7 +119,7 @@ def test_rank_leaves_out_history_and_retired_items() -> None:
     live = data.items.live.copy()
     live[[2, 3]] = False
     data = TrainingData(ItemFeatures({}, live, data.items.train_events), data.train, data.validation)
-    ranked = rank(build(training(), data), data.validation, k=NUM_ITEMS)
+    ranked = Ranker(build(training(), data))(data.validation, k=NUM_ITEMS)
     for index, row in enumerate(ranked):
         splits = data.train.rows.splits
         history = set(data.train.rows.values[splits[index] : splits[index + 1]].tolist())
@@ -131,7 +131,7 @@ def test_rank_leaves_out_history_and_retired_items() -> None:
 def test_rank_orders_by_score() -> None:
     data = cyclic_data(3)
     model = build(training(), data)
-    row = rank(model, data.validation, k=5, batch_size=2)[0]
+    row = Ranker(model, batch_size=2)(data.validation, k=5)[0]
     history = data.train.rows.values[: data.train.rows.splits[1]]
     scores = (model.query_vectors(history[None]) @ tf.transpose(model.candidate_vectors())).numpy()[0]
     scores[history] = scores[0] = -np.inf
