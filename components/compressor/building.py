@@ -8,19 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.compressor.measure import VERSION
+from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune
 from models.compression.quantization import quantize_encoder, train_quantized
 from models.compression.variants import Variant
-from models.config import TrainingConfig, TwoTowerConfig
+from models.config import TwoTowerConfig
 from models.export import Catalogue, ServedTowers, export_saved_model
-from models.fitting import StepCallback, fit
-from models.input_pipeline import Sequences, TrainingBatches, TrainingData
+from models.input_pipeline import Sequences
 from models.serving_graph.users import UserHistories
 from models.two_tower import TwoTowerModel
-
-# Fine-tuning starts from a converged model: it repairs what rounding and pruning broke.
-FINE_TUNE_RATE = 0.2
-FINE_TUNE_WARMUP_STEPS = 20
 
 
 @dataclass
@@ -46,6 +42,14 @@ class VariantBuilder:
     report: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
+        compression = self.config.compression
+        self._fine_tune = FineTuning(
+            self.sequences,
+            self.config.training,
+            compression.fine_tune_epochs,
+            compression.max_seconds / 2,
+            self.report,
+        )
         self._tuned: dict[tuple[float, bool], TwoTowerModel] = {(0.0, False): self.model}
 
     def export(self, variant: Variant) -> str:
@@ -76,37 +80,9 @@ class VariantBuilder:
                 if variant.quantization_aware:
                     model = self.tuned(pruned_only)
                 else:
-                    model = prune(model, variant.sparsity, self._num_steps(), self._fine_tune)
+                    model = prune(model, variant.sparsity, self._fine_tune.num_steps(model), self._fine_tune)
             if variant.quantization_aware:
                 model = train_quantized(model, self._fine_tune, keep_zeros=variant.sparsity > 0)
             self._tuned[variant.training] = model
             self.report(f"{variant.name}: fine-tuned in {time.monotonic() - begin:.1f} s")
         return self._tuned[variant.training]
-
-    def _training(self) -> TrainingConfig:
-        training, compression = self.config.training, self.config.compression
-        return training.model_copy(
-            update={
-                "epochs": compression.fine_tune_epochs,
-                "learning_rate": training.learning_rate * FINE_TUNE_RATE,
-                "warmup_steps": min(training.warmup_steps, FINE_TUNE_WARMUP_STEPS),
-                "early_stopping_patience": 0,
-                "max_train_seconds": compression.max_seconds / 2,
-            }
-        )
-
-    def _num_steps(self) -> int:
-        training = self._training()
-        length = self.config.model.max_history_length
-        batches = TrainingBatches(self.sequences, length, training.batch_size, every_event=training.windows)
-        return batches.steps_per_epoch * training.epochs
-
-    def _fine_tune(self, model: TwoTowerModel, callbacks: tuple[StepCallback, ...]) -> None:
-        # Without a validation split the last weights stay: earlier ones are not pruned to the end.
-        fit(
-            model,
-            TrainingData(model.item_features, self.sequences),
-            self._training(),
-            callbacks=callbacks,
-            report=self.report,
-        )
