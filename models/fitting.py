@@ -165,7 +165,19 @@ class Ranker:
             result[chosen] = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), 0)
         return result
 
-    def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
+    def evaluate(self, sequences: Sequences, k: int = 100) -> dict[str, float]:
+        """Full-catalogue metrics of the ranking against the targets.
+
+        Raises:
+            ValueError: If the sequences hold no targets.
+        """
+        if sequences.targets is None:
+            raise ValueError("these sequences hold no targets; evaluate on the validation or test split")
+        targets = sequences.targets
+        return ranking_metrics(self(sequences, k), targets.values, targets.splits, (10, k), self.model.num_items)
+
+
+def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
     """A random sample of whole sequences, in the same order; all of them if `count` is 0 or too large."""
     if not count or count >= len(sequences):
         return sequences
