@@ -31,7 +31,7 @@ def _merge(key: str, left: Any, right: Any) -> Any:
     if isinstance(left, dict):
         return merge_facts([left, right])
     if isinstance(left, list):
-        return sorted({*left, *right})[:_MOST_MESSAGES] if key == "problems" else sorted({*left, *right})
+        return sorted({*left, *right})[:_MOST_MESSAGES] if key.endswith("problems") else sorted({*left, *right})
     if key.startswith("first_"):
         return min(left, right)
     if key.startswith(("last_", "most_")):

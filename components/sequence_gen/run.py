@@ -14,9 +14,10 @@ from google.protobuf import text_format
 
 from components.config import DataConfig
 from components.errors import MissingInputError
+from components.sequence_gen.request import SequenceRequest
 from components.sequence_gen.sequences import SEQUENCE_SPLITS
 from components.sequence_gen.summary import build_schema, check_facts, summarise
-from components.sequence_gen.transforms import SequenceRequest, write_sequences
+from components.sequence_gen.transforms import write_sequences
 from models.config import FeatureSpec
 
 SPLITS = ("catalogue", *SEQUENCE_SPLITS)
