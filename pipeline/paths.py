@@ -61,5 +61,9 @@ class RunPaths:
             raise InputError(
                 f"--output {self.root}: cannot be created ({error.strerror}); pass a folder that you may write"
             ) from error
+        # The Trainer logs into its own artifact; TensorBoard finds every run of it below one folder.
+        link = self.tensorboard / "trainer"
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(self.artifacts / "Trainer" / "model_run", self.tensorboard))
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise InputError(f"--output {self.root}: not writable; pass a folder that you may write")

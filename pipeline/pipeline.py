@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from components.infra_validator.component import ServedModelValidator
-from components.pusher.component import AtomicPusher
 from tfx import types
 from tfx.components import Trainer, Transform
 from tfx.dsl.components.base.base_node import BaseNode
@@ -20,6 +18,8 @@ from components.baselines.component import RetrievalBaselines
 from components.compressor.component import Compressor
 from components.evaluation.component import Evaluator
 from components.example_validator.component import BlockingExampleValidator
+from components.infra_validator.component import ServedModelValidator
+from components.pusher.component import AtomicPusher
 from components.resolvers import LastBlessedModelStrategy, PreviousVocabularyStrategy
 from components.schema_gen.component import DeclaredSchemaGen
 from components.schema_gen.declared import declared_schema
@@ -135,13 +135,19 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         code_version=code_version("components.infra_validator.component", "serving.server.__main__"),
     )
 
+    # One rename makes the version visible to the model server.
     pusher = AtomicPusher(
         model=compressor.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=infra_validator.outputs["blessing"],
+        sequences=sequences.outputs["examples"],
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(paths.serving))
         ),
+        warmup_requests=config.serving.warmup_requests,
+        keep_versions=config.serving.keep_versions,
+        resolved_config=config.model_dump_json(),
+        code_version=code_version("components.pusher.component"),
     )
 
     return Pipeline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,16 +78,21 @@ def _conclude(
     config: RunConfig, paths: RunPaths, results: list[NodeResult], console: Console, *, ask: bool, seconds: float
 ) -> int:
     from pipeline.commands.summary import print_summary
+    from pipeline.commands.titles import TITLES_FILE, write_titles
     from pipeline.report import write_report
+    from pipeline.report.run_artifacts import read_latest_run
 
     report = write_report(paths, config, results)
     print_summary(report, results, seconds, console)
-    if report.pushed and ask:
+    sequences = read_latest_run(paths.metadata)["SequenceGen"].uri("examples")
+    if sequences is not None:
+        write_titles(sequences, config.data.columns.title, paths.root / TITLES_FILE)
+    if report.pushed and ask and sequences is not None:
         from pipeline.commands.ask import ask_served_model
 
-        ask_served_model(paths, console)
+        ask_served_model(paths, sequences, console)
     console.say(f"\nReport       {paths.root / 'report.html'}")
-    console.say(f"TensorBoard  tensorboard --logdir {paths.tensorboard}")
+    console.say(f"TensorBoard  {Path(sys.executable).parent / 'tensorboard'} --logdir {paths.tensorboard}")
     if not report.pushed:
         console.fail("No model was pushed: the gate refused it. The reasons are above and in the report.")
         return _EXIT_REFUSED

@@ -1,0 +1,82 @@
+"""`tandem recommend`: asks a TensorFlow Serving compatible server and prints titles and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.errors import InputError
+from pipeline.commands.titles import read_titles, titles_of_model
+from pipeline.config import preset_names
+from serving.client import Client, ClientOptions, Recommendation
+from serving.errors import ModelNotFoundError, RequestError, ServingError
+
+DEFAULT_MODEL_NAME = "default"
+
+
+def recommend(
+    server: str,
+    *,
+    user: str | None = None,
+    history: Sequence[str] | None = None,
+    k: int = 10,
+    model_name: str | None = None,
+    items: Path | None = None,
+) -> None:
+    """Asks for one user's recommendations over gRPC and prints them.
+
+    Args:
+        server: `HOST:PORT` of the gRPC API.
+        user: A user of the training data; others get the fallback.
+        history: Item ids, oldest first; used if there is no user.
+        k: Number of results.
+        model_name: Name on the server; found by asking for the usual names when None.
+        items: File to read titles from; the titles of the run in `runs/` when None.
+
+    Raises:
+        InputError: No such server, no such model, or a request that the model refuses.
+    """
+    if k < 1:
+        raise InputError(f"-k {k}: must be at least 1")
+    name = model_name or find_model_name(server)
+    titles = read_titles(items) if items else titles_of_model(name)
+    try:
+        with Client(server, name) as client:
+            answer = client.recommend_user(user, k) if user is not None else client.recommend(list(history or ()), k)
+    except ModelNotFoundError as error:
+        raise InputError(f"--server {server}: {error}; pass the name with --model_name") from None
+    except RequestError as error:
+        raise InputError(f"--server {server}: the model refuses the request: {error}") from None
+    except ServingError as error:
+        raise InputError(f"--server {server}: {error}") from None
+    print_answer(answer, titles)
+
+
+def find_model_name(server: str, runs: Path = Path("runs")) -> str:
+    """The first of the usual names that the server knows: `default`, the runs at hand, the presets.
+
+    Raises:
+        InputError: It knows none, or does not answer.
+    """
+    known = [path.name for path in sorted(runs.glob("*/serving/*"))]
+    for name in dict.fromkeys([DEFAULT_MODEL_NAME, *known, *preset_names()]):
+        try:
+            with Client(server, name, ClientOptions(timeout_seconds=10)) as client:
+                client.status()
+            return name
+        except ModelNotFoundError:
+            continue
+        except ServingError as error:
+            raise InputError(f"--server {server}: no answer ({error}); is it the gRPC port of a server?") from None
+    raise InputError(f"--server {server}: serves none of the usual names; pass --model_name")
+
+
+def print_answer(answer: Iterable[Recommendation], titles: Mapping[str, str], show: Any = print) -> None:
+    """Prints one line per item: rank, score, id, title."""
+    rows = list(answer)
+    width = max((len(row.item_id) for row in rows), default=0)
+    for rank, row in enumerate(rows, start=1):
+        show(f"{rank:3d}  {row.score:9.4f}  {row.item_id:<{width}}  {titles.get(row.item_id, '')}".rstrip())
+    if not rows:
+        show("  no recommendation")
