@@ -103,7 +103,7 @@ def predict_json(signature: str, inputs: Arrays) -> bytes:
     """The body of a REST predict request, in columnar form."""
     document = {
         "signature_name": signature,
-        "inputs": {name: _json_value(value.tolist()) for name, value in inputs.items()},
+        "inputs": {name: _json_value(inputs[name].tolist()) for name in sorted(inputs)},
     }
     return json.dumps(document).encode()
 
