@@ -79,7 +79,7 @@ def fetch(
         if failures >= attempts:
             reason = getattr(cause, "reason", None) or cause
             raise _unreachable(url, path, str(reason) or type(cause).__name__) from cause
-        report(f"{path.name}: {cause}; trying again from byte {_size(part):,}")
+        report(f"{path.name}: {getattr(cause, 'reason', cause)}; trying again from byte {_size(part):,}")
         time.sleep(pause_seconds * failures)
     try:
         verify_md5(part, md5)
