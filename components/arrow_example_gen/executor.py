@@ -21,7 +21,8 @@ from tfx.types import artifact_utils
 from components.arrow_example_gen.columns import Column, columns_from_json
 from components.arrow_example_gen.driver import INPUT_FILES
 from components.arrow_example_gen.encoding import encode_batch
-from components.arrow_example_gen.reading import BadRow, Piece, plan_pieces, read_piece
+from components.arrow_example_gen.planning import Piece, plan_pieces
+from components.arrow_example_gen.reading import BadRow, read_piece
 from components.arrow_example_gen.remote_files import file_access
 from components.arrow_example_gen.rules import check_bad_rows
 from components.arrow_example_gen.sources import SourceFile

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.arrow_example_gen.columns import Column, Table, table_columns
-from components.arrow_example_gen.reading import Piece, plan_pieces, read_piece
+from components.arrow_example_gen.planning import Piece, plan_pieces
+from components.arrow_example_gen.reading import read_piece
 from components.arrow_example_gen.rules import check_bad_rows
 from components.arrow_example_gen.sources import SourceFile, find_files, has_table
 from components.config import DataConfig

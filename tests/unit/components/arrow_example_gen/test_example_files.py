@@ -5,7 +5,7 @@ import gzip
 import pyarrow as pa
 import pytest
 
-from components.arrow_example_gen import reading
+from components.arrow_example_gen import planning, reading
 from components.arrow_example_gen.columns import Column
 from components.arrow_example_gen.encoding import encode_batch
 from components.arrow_example_gen.example_files import read_examples
@@ -67,7 +67,7 @@ def test_records_come_back(tmp_path, compression):
     assert [batch.num_rows for batch in batches] == [4, 4, 1]
     genres = [value for batch in batches for value in batch.column("genres").to_pylist()]
     assert genres == [[b"x", b"y"], None, [b"z"]] * 3
-    piece = next(reading.plan_pieces([SourceFile(path, "items.tfrecord", "tfrecord")], COLUMNS))
+    piece = next(planning.plan_pieces([SourceFile(path, "items.tfrecord", "tfrecord")], COLUMNS))
     (batch,) = reading.read_piece(piece, COLUMNS)
     assert batch.rows.slice(0, 3).equals(BATCH) and batch.rows.num_rows == 9
 

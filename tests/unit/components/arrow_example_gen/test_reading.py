@@ -7,7 +7,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from components.arrow_example_gen import csv_format, reading, table_columns
+from components.arrow_example_gen import csv_format, planning, reading, table_columns
 from components.arrow_example_gen.sources import SourceFile
 from components.config import DataConfig
 from components.errors import MissingInputError, UnreadableFileError
@@ -33,8 +33,8 @@ def source(path: Path) -> SourceFile:
     return SourceFile(str(path), path.name, path.suffix[1:])
 
 
-def read(*sources: SourceFile, columns=COLUMNS) -> tuple[pa.Table, list[reading.BadRow], list[reading.Piece]]:
-    pieces = list(reading.plan_pieces(sources, columns))
+def read(*sources: SourceFile, columns=COLUMNS) -> tuple[pa.Table, list[reading.BadRow], list[planning.Piece]]:
+    pieces = list(planning.plan_pieces(sources, columns))
     batches = [batch for piece in pieces for batch in reading.read_piece(piece, columns, with_row=True)]
     return pa.Table.from_batches([b.rows for b in batches]), [r for b in batches for r in b.bad_rows], pieces
 
@@ -42,7 +42,7 @@ def read(*sources: SourceFile, columns=COLUMNS) -> tuple[pa.Table, list[reading.
 @pytest.fixture
 def _small_pieces(monkeypatch):
     monkeypatch.setattr(csv_format.scan_ranges, "__defaults__", (100,))
-    monkeypatch.setattr(reading, "PIECE_ROWS", 7)
+    monkeypatch.setattr(planning, "PIECE_ROWS", 7)
     monkeypatch.setattr(reading, "BATCH_ROWS", 3)
 
 
