@@ -1,12 +1,10 @@
-"""Model of `report.json`. The file is a contract: keys are added, not renamed; `schema_version` counts breaks."""
+"""Model of `report.json`. The file is a contract: keys are added, not renamed; `schema_version` counts the breaks."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-SCHEMA_VERSION = 1
 
 
 class Section(BaseModel):
@@ -134,7 +132,7 @@ class TrainingSection(OpenSection):
 class Report(Section):
     """All of `report.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     created: str
     pushed: bool
