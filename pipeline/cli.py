@@ -162,7 +162,7 @@ def _download(options: argparse.Namespace) -> int:
 
 def _serve(arguments: list[str]) -> int:
     """`tandem serve BASE_PATH …`: the positional base path is the flag `--model_base_path`."""
-    from serving.server.__main__ import main as serve_main
+    from serving.server.main import main as serve_main
 
     if arguments and not arguments[0].startswith("-"):
         base_path = Path(arguments[0]).resolve()

@@ -132,7 +132,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
     infra_validator = ServedModelValidator(
         model=compressor.outputs["model"],
         sequences=sequences.outputs["examples"],
-        code_version=code_version("components.infra_validator.component", "serving.server.__main__"),
+        code_version=code_version("components.infra_validator.component", "serving.server.main"),
     )
 
     # One rename makes the version visible to the model server.

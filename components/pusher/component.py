@@ -93,7 +93,7 @@ class AtomicPusherSpec(ComponentSpec):
     """Inputs, outputs and parameters of `AtomicPusher`."""
 
     PARAMETERS = {
-        "push_destination": ExecutionParameter(type=pusher_pb2.PushDestination, use_proto=True),
+        "push_destination": ExecutionParameter(type=pusher_pb2.PushDestination),
         "warmup_requests": ExecutionParameter(type=int),
         "keep_versions": ExecutionParameter(type=int),
         "resolved_config": ExecutionParameter(type=str),

@@ -25,7 +25,7 @@ def generate_data(paths: RunPaths, config: RunConfig) -> bool:
         return False
     if paths.data.exists():
         shutil.rmtree(paths.data)
-    generator.generate(paths.data, **arguments)
+    generator.generate(paths.data, **{name: int(value) for name, value in arguments.items()})
     marker.write_text(stamp, encoding="utf-8")
     return True
 

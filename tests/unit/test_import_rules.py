@@ -15,7 +15,7 @@ PACKAGES = ("pipeline", "components", "models", "serving")
 # client's side of `serving` only.
 ALLOWED = {
     "pipeline": ("components", "models", "serving"),
-    "components": ("models", "serving.client", "serving.launch", "serving.warmup_records"),
+    "components": ("models", "serving.client", "serving.errors", "serving.launch", "serving.warmup_records"),
     "models": (),
     "serving": (),
 }
