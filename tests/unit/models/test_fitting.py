@@ -18,7 +18,7 @@ NUM_ITEMS = 30
 
 def cyclic_data(num_users: int = 60) -> TrainingData:
     rng = np.random.default_rng(0)
-    starts, lengths = rng.integers(0, NUM_ITEMS, num_users), rng.integers(4, 12, num_users)
+    starts, lengths = rng.integers(0, NUM_ITEMS, num_users), rng.integers(9, 14, num_users)  # one padded length: one trace
     rows = [1 + (start + np.arange(length)) % NUM_ITEMS for start, length in zip(starts, lengths, strict=True)]
     splits = np.concatenate([[0], np.cumsum(lengths)])
     targets = np.array([1 + row[-1] % NUM_ITEMS for row in rows])
@@ -30,7 +30,7 @@ def cyclic_data(num_users: int = 60) -> TrainingData:
 
 
 def training(**options) -> TrainingConfig:
-    defaults = {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "warmup_steps": 5, "strategy": "one_device"}
+    defaults = {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "warmup_steps": 5, "strategy": "one_device"} | {"windows": False}
     return TrainingConfig(**defaults | options)
 
 

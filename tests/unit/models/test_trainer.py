@@ -41,7 +41,11 @@ def test_run_fn_writes_weights_curve_scalars_and_saved_model(transformed, tmp_pa
     served = tf.saved_model.load(str(artifact / "Format-Serving")).signatures["embed_query"]
     country, age = ["k1"], [33]
     answer = served(
-        history=tf.constant([["i1", "i2", "i4"]]), country=tf.constant(country), age=tf.constant(age, tf.int64)
+        history=tf.constant([["i1", "i2", "i4"]]),
+        exclude=tf.constant([[""]]),
+        k=tf.constant(3),
+        country=tf.constant(country),
+        age=tf.constant(age, tf.int64),
     )["embeddings"]
     data = load_training_data(transformed.patterns, transformed.transform_graph, transformed.config)
     twin = next(i for i, user in enumerate(data.train.user_ids) if user == b"u13")  # 33 years, k1
