@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.config import TwoTowerConfig
+from models.input_pipeline import gather_padded
 from models.keras import keras, tf
 from models.retrieval.build import build_retriever
 from models.retrieval.exact import checked_live
@@ -45,6 +46,8 @@ _STRINGS = tf.TensorSpec([None], tf.string)
 _STRING_MATRIX = tf.TensorSpec([None, None], tf.string)
 _ROWS = tf.TensorSpec([None, None], tf.int32)
 _K = tf.TensorSpec([], tf.int32, name="k")
+INDEX_QUERIES = 10_000
+QUERY_BATCH = 128
 
 
 class TrainedTowers(Protocol):
@@ -123,7 +126,14 @@ class ServedModel(tf.Module):
         live = checked_live(towers.vectors, catalogue.live)
         self.query_features = QueryFeatures(config.tower_features("query"), transform_graph_dir)
         self.users = UserTable(users, folder)
-        self.retriever = build_retriever(towers.vectors, live, towers.bias, config.retrieval, storage)
+        self.retriever = build_retriever(
+            towers.vectors,
+            live,
+            towers.bias,
+            config.retrieval,
+            storage,
+            queries=lambda: _stored_queries(towers, users),
+        )
         self.fallback = PopularityFallback(catalogue.train_events, live)
         # Plain weights outside any tf.distribute scope; the Keras objects themselves are not tracked, so
         # the SavedModel holds no Keras metadata and loads without Keras.
@@ -188,6 +198,24 @@ class ServedModel(tf.Module):
 
 def _chooser(known: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     return lambda personal, popular: tf.where(known, personal, popular)
+
+
+def _stored_queries(towers: ServedTowers, users: UserHistories) -> np.ndarray:
+    """Query vectors `(Q, D)` of stored histories, at most `INDEX_QUERIES`, for building an index."""
+    splits = np.asarray(users.row_splits)
+    with_history = np.flatnonzero(np.diff(splits) > 0)
+    chosen = np.random.default_rng(0).permutation(with_history)[:INDEX_QUERIES]
+    width = towers.config.model.max_history_length
+    vectors = []
+    for start in range(0, len(chosen), QUERY_BATCH):
+        batch = chosen[start : start + QUERY_BATCH]
+        rows = gather_padded(
+            np.asarray(users.rows), np.maximum(splits[batch], splits[batch + 1] - width), splits[batch + 1], width
+        )
+        features = {name: values[batch] for name, values in users.features.items()}
+        inputs = {"vectors": towers.vectors[rows].astype(np.float32), "rows": rows, **features}
+        vectors.append(towers.history_encoder(inputs, training=False)[:, -1].numpy())
+    return np.concatenate(vectors) if vectors else np.zeros((0, towers.vectors.shape[1]), np.float32)
 
 
 @dataclass(frozen=True)

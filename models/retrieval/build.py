@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from models.config import RetrievalConfig
+from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import ExactTopK
+from models.retrieval.partitioned import PartitionedTopK
+
+Retriever = ExactTopK | PartitionedTopK
 
 
 def build_retriever(
-    vectors: np.ndarray, live: np.ndarray, bias: np.ndarray, config: RetrievalConfig, storage: str
-) -> ExactTopK:
+    vectors: np.ndarray,
+    live: np.ndarray,
+    bias: np.ndarray,
+    config: RetrievalConfig,
+    storage: str,
+    *,
+    queries: Callable[[], np.ndarray],
+    report: Callable[[str], None] = print,
+) -> Retriever:
     """The retriever that `config` asks for.
+
+    Where a partition cannot reach the recall target by reading a quarter of the items, exact search serves.
 
     Args:
         vectors: Candidate vectors `(N + 1, D)`; row 0 is padding.
         live: Bool `(N + 1,)`.
         bias: Float `(N + 1,)` added to the scores.
-        config: Method and crossover.
+        config: Method, crossover, recall target.
         storage: `float32`, `bfloat16`, `int8` or `int4`.
+        queries: Gives real query vectors `(Q, D)`; called for a partition only.
+        report: Receives one line about the partition.
     """
+    is_large = int(np.sum(live)) > config.exact_limit
+    if config.method == "partitioned" or (config.method == "auto" and is_large):
+        try:
+            index = PartitionedTopK(
+                vectors, live, bias=bias, storage=storage, queries=queries(), recall_target=config.recall_target
+            )
+        except RetrievalError as error:
+            if "exact search is faster" not in str(error):
+                raise
+            report(f"exact retrieval: {error}")
+        else:
+            report(
+                f"partitioned retrieval: {index.rows.shape[0]} blocks of {index.block_size}, {index.num_probes} read, "
+                f"recall@10 {index.recall:.3f}"
+            )
+            return index
     return ExactTopK(vectors, live, bias=bias, storage=storage)

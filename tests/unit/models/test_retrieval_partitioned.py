@@ -1,0 +1,121 @@
+"""The partitioned index where it is approximate: recall, guarantees, refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.config import RetrievalConfig
+from models.keras import tf
+from models.retrieval.build import build_retriever
+from models.retrieval.errors import RetrievalError
+from models.retrieval.exact import ExactTopK
+from models.retrieval.partitioned import PartitionedTopK
+from models.retrieval.partitioning import balance, block_ranks, exact_top, kmeans
+
+DIM = 16
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """4000 items in 80 tight groups, and queries near the groups."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(80, DIM))
+    vectors = centres[rng.integers(0, 80, 4000)] + 0.2 * rng.normal(size=(4000, DIM))
+    queries = centres[rng.integers(0, 80, 1500)] + 0.3 * rng.normal(size=(1500, DIM))
+    vectors = np.concatenate([np.zeros((1, DIM)), vectors]).astype(np.float32)
+    live = np.arange(4001) > 0
+    live[5:4001:7] = False
+    return vectors, live, queries.astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def index(request, clustered):
+    vectors, live, queries = clustered
+    return PartitionedTopK(vectors, live, queries=queries, recall_target=0.95, storage=request.param, block_size=16)
+
+
+def empty(count):
+    return tf.zeros([count, 0], tf.int32)
+
+
+def test_recall_reaches_the_target_by_reading_few_blocks(index, clustered):
+    vectors, live, queries = clustered
+    exact = ExactTopK(vectors, live, storage="int8" if index.is_integer else "float32")
+    fresh = queries[:300] + 0.05 * np.random.default_rng(9).normal(size=(300, DIM)).astype(np.float32)
+    found = index(fresh, tf.constant(10), empty(300))[1].numpy()
+    truth = exact(fresh, tf.constant(10), empty(300))[1].numpy()
+    recall = (found[:, :, None] == truth[:, None, :]).any(axis=1).mean()
+    assert recall >= 0.93
+    assert index.recall >= 0.95
+    assert index.num_probes < 0.15 * index.rows.shape[0]
+
+
+@pytest.mark.parametrize("k", [10, 500, 3429])
+def test_k_valid_results_whatever_is_excluded(index, clustered, k):
+    vectors, live, queries = clustered
+    excluded = np.stack([index(queries[:4], tf.constant(50), empty(4))[1].numpy()[i] for i in range(4)])
+    scores, rows = index(queries[:4], tf.constant(k), tf.constant(excluded))
+    wanted = min(k, int(live.sum()) - 50)
+    assert (rows.numpy()[:, :wanted] > 0).all()
+    assert (np.diff(scores.numpy()[:, :wanted], axis=1) <= 0).all()
+    for got, gone in zip(rows.numpy(), excluded, strict=True):
+        valid = got[got > 0]
+        assert len(set(valid)) == len(valid)
+        assert not set(valid) & set(gone)
+        assert live[valid].all()
+
+
+def test_vectors_of_retired_items_stay_readable(index, clustered):
+    vectors, live, _ = clustered
+    retired = np.flatnonzero(~live)
+    np.testing.assert_allclose(index.vectors(tf.constant(retired)), vectors[retired], atol=0.02)
+    assert index.vectors(tf.constant([[0]])).numpy().tolist() == [[[0.0] * DIM]]
+
+
+def test_balanced_blocks_hold_every_item_once_and_are_never_overfull():
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(size=(500, 4)) * 0.01, rng.normal(size=(76, 4))]).astype(np.float32)
+    centroids = kmeans(vectors, 40, rng)
+    counts = np.bincount(balance(vectors, centroids, 16), minlength=40)
+    assert counts.sum() == 576
+    assert counts.max() <= 16
+
+
+def test_balance_keeps_the_closest_items_by_hand():
+    # both centroids at 0 and 10; three items want the first, which takes two: the farthest goes to the second
+    items = np.array([[0.0], [1.0], [4.0], [10.0]], np.float32)
+    assert balance(items, np.array([[0.0], [10.0]], np.float32), 2).tolist() == [0, 0, 1, 1]
+
+
+def test_block_ranks_and_exact_top_by_hand():
+    logits = np.array([[0.1, 0.9, 0.5]])
+    assert block_ranks(logits, np.array([[0, 1, 2]])).tolist() == [[2, 0, 1]]
+    vectors, bias = np.array([[1.0], [3.0], [2.0]], np.float32), np.array([5.0, 0.0, 0.0], np.float32)
+    assert exact_top(vectors, bias, np.array([[1.0]], np.float32), 3).tolist() == [[0, 1, 2]]
+
+
+def test_random_vectors_are_refused_and_served_exactly():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3001, 64)).astype(np.float32)
+    live, bias = np.arange(3001) > 0, np.zeros(3001, np.float32)
+    queries = rng.normal(size=(500, 64)).astype(np.float32)
+    with pytest.raises(RetrievalError, match="exact search is faster"):
+        PartitionedTopK(vectors, live, queries=queries, recall_target=0.999, block_size=16)
+    lines: list[str] = []
+    config = RetrievalConfig(method="partitioned", recall_target=0.999)
+    chosen = build_retriever(vectors, live, bias, config, "float32", queries=lambda: queries, report=lines.append)
+    assert isinstance(chosen, ExactTopK)
+    assert "exact search is faster" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "limit", "kind"),
+    [("auto", 3429, ExactTopK), ("auto", 3428, PartitionedTopK), ("exact", 1, ExactTopK)],
+)
+def test_the_crossover_counts_live_items(clustered, method, limit, kind):
+    vectors, live, queries = clustered
+    config = RetrievalConfig(method=method, exact_limit=limit, recall_target=0.5)
+    bias = np.zeros(len(live), np.float32)
+    chosen = build_retriever(vectors, live, bias, config, "int8", queries=lambda: queries, report=lambda line: None)
+    assert type(chosen) is kind
