@@ -114,7 +114,38 @@ def _frame(record: bytes) -> bytes:
 
 
 def encoded_batches(batch: pa.RecordBatch) -> Iterator[list[bytes]]:
-    """Serialized examples of a record batch, a part at a time."""
+    """Serialized examples of a record batch, a part at a time; equal rows give equal bytes.
+
+    A tf.Example is a protobuf map, whose entries the encoder writes in arbitrary order. Columns are
+    therefore encoded one by one and joined in the order of their names.
+    """
     encoder = example_coder.RecordBatchToExamplesEncoder()
+    names = sorted(batch.schema.names)
     for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
-        yield encoder.encode(batch.slice(start, _ROWS_PER_BATCH))
+        part = batch.slice(start, _ROWS_PER_BATCH)
+        columns = [encoder.encode(part.select([name])) for name in names]
+        yield [_example([_map_entries(column) for column in row]) for row in zip(*columns, strict=True)]
+
+
+# tf.Example { Features features = 1 }, Features { map<string, Feature> feature = 1 }: an example is
+# the tag of field 1, the length of the features as a varint, and the map entries.
+_FEATURES_TAG = b"\x0a"
+
+
+def _map_entries(example: bytes) -> bytes:
+    if not example:
+        return b""
+    position = 1
+    while example[position] & 0x80:
+        position += 1
+    return example[position + 1 :]
+
+
+def _example(entries: list[bytes]) -> bytes:
+    features = b"".join(entries)
+    rest, length = len(features), bytearray()
+    while rest >= 0x80:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    length.append(rest)
+    return b"".join((_FEATURES_TAG, length, features))

@@ -113,8 +113,8 @@ def summarise(facts: Facts, data: DataConfig, sizes: Mapping[str, int]) -> dict[
     return {
         "schema_version": SCHEMA_VERSION,
         "protocol": data.split.protocol,
-        "protocol_parameters": data.split.model_dump() | cuts,
-        "cleaning": data.cleaning.model_dump(),
+        "protocol_parameters": data.split.model_dump(mode="json") | cuts,
+        "cleaning": data.cleaning.model_dump(mode="json"),
         "tie_break": TIE_BREAK_BY_ROW if has_row else TIE_BREAK_BY_ITEM,
         "tie_share": round(facts["tied_events"] / facts["interactions"], 6),
         "users": facts["users"],
