@@ -125,6 +125,11 @@ def histories() -> Histories:
             {"excluded_item": 3, "exact_duplicate": 0, "unknown_item_events": 1},
         ),
         (
+            CleaningConfig(max_user_events=3),  # u has just three once its duplicate is gone
+            4,
+            {"exact_duplicate": 1, "user_above_max_events": 0, "unknown_item_events": 1},
+        ),
+        (
             CleaningConfig(max_user_events=2),
             1,
             {"exact_duplicate": 1, "user_above_max_events": 3, "unknown_item_events": 1},
