@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from components.infra_validator.clients import GrpcClient, RestClient
 from components.infra_validator.comparison import answer_problems, differences
-from components.infra_validator.probes import Probe, Sample, make_probes
+from components.infra_validator.probes import (
+    STORED_HISTORIES,
+    STORED_USERS,
+    Probe,
+    Sample,
+    make_probes,
+    missing_features,
+)
 from components.infra_validator.signatures import contract_violations, read_signatures
 
 MODEL_NAME = "candidate"
@@ -43,18 +50,29 @@ def run_checks(base_path: Path, saved_model_dir: Path, sample: Sample) -> list[C
     Returns:
         The checks in the order made; a failed one ends the list where the next could not be made.
     """
-    violations = contract_violations(read_signatures(str(saved_model_dir)))
+    signatures = read_signatures(str(saved_model_dir))
+    violations = contract_violations(signatures)
     if violations:
         return [Check("signatures", False, "; ".join(violations))]
     checks = [Check("signatures", True, "names, dtypes and ranks as in the contract")]
     local = _InProcess(saved_model_dir)
-    probes = make_probes(read_signatures(str(saved_model_dir)), sample, local.default_k(sample))
+    probes = make_probes(signatures, sample, local.default_k(sample))
     expected = []
     for probe in probes:
         expected.append(local.predict(probe))
         problems = answer_problems(probe, expected[-1], len(sample.live), sample.live)
         checks.append(_check(f"in process: {probe.name}", problems, expected[-1]))
+    if not missing_features(signatures["recommend"], 1):  # The stored user features are not in the requests.
+        checks.append(_stored_histories_are_current(probes, expected))
     return checks + _served_checks(base_path, probes, expected, sample)
+
+
+def _stored_histories_are_current(probes: list[Probe], expected: list[Answer]) -> Check:
+    """`recommend_user` answers what `recommend` answers for the history that the data holds today."""
+    by_name = {probe.name: (probe, answer) for probe, answer in zip(probes, expected, strict=True)}
+    probe, by_user = by_name[STORED_USERS]
+    problems = differences(probe, by_user, by_name[STORED_HISTORIES][1])
+    return _check("in process: recommend_user equals recommend on the stored history", problems, by_user)
 
 
 def _served_checks(base_path: Path, probes: list[Probe], expected: list[Answer], sample: Sample) -> list[Check]:

@@ -13,6 +13,8 @@ from components.evaluation.sequences import Lists, read_split, serialized_batche
 from components.infra_validator.signatures import Signature
 
 K = 10
+STORED_USERS = "stored users"
+STORED_HISTORIES = "histories of stored users"
 UNKNOWN = b"\x01no-such-id"
 _MISSING: Mapping[str, Any] = {
     "string": b"",
@@ -117,7 +119,8 @@ def make_probes(signatures: Mapping[str, Signature], sample: Sample, default_k: 
         recommend("items to exclude", histories, excluded),
         recommend("a new user without history", [[]]),
         recommend("ids the model has never seen", [[UNKNOWN], [UNKNOWN, *items[:1]]]),
-        by_user("stored users", stored, sample.stored),
+        recommend(STORED_HISTORIES, list(sample.stored.values())),
+        by_user(STORED_USERS, stored, sample.stored),
         by_user("a user the model has never seen", [UNKNOWN], {}),
         Probe(
             "raw examples of real users",

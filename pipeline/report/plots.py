@@ -139,7 +139,7 @@ def _compared(report: Report) -> dict[str, dict[str, Any]]:
     models = {"served model": report.metrics.model_dump()}
     if report.gate.last_blessed:
         models["last blessed"] = report.gate.last_blessed["metrics"]
-    models |= {name: values for name, values in report.baselines.items() if "skipped" not in values}
+    models |= {name.replace("_", " "): values for name, values in report.baselines.items() if "skipped" not in values}
     return models
 
 
@@ -147,7 +147,7 @@ def _bar_pairs(axes: Any, values: Sequence[float], ends: Sequence[float] | None,
     places = range(len(values))
     bars = axes.barh(places, values, color=colours, height=0.6)
     if ends is None:
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8.5)
+        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8.5)
     else:
         for place, value, end in zip(places, values, ends, strict=True):
             axes.plot([value, end], [place, place], color=INK, linewidth=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def test_a_good_model_is_blessed(exported: Path, validate: Any, tmp_path: Path) 
     assert failed == []
     names = {check["name"] for check in document["checks"]}
     assert {"signatures", "server loads the model", "gRPC: histories of real users", "REST: similar items"} <= names
-    assert len(names) == 2 + 10 * 3  # In this process, over gRPC and over REST.
+    assert "in process: recommend_user equals recommend on the stored history" in names
+    assert len(names) == 3 + 11 * 3  # Every probe in this process, over gRPC and over REST.
     assert blessing.get_int_custom_property("blessed") == 1
     assert (tmp_path / "blessing" / "INFRA_BLESSED").exists()
 
@@ -81,6 +83,19 @@ def test_a_model_that_shows_the_history_is_not_blessed(exported: Path, validate:
     assert blessing.get_int_custom_property("blessed") == 0
     assert (tmp_path / "blessing" / "INFRA_NOT_BLESSED").exists()
     assert not (tmp_path / "blessing" / "INFRA_BLESSED").exists()
+
+
+@pytest.mark.serving
+def test_a_model_with_the_histories_of_other_data_is_not_blessed(
+    exported: Path, validate: Any, exported_sequences: str, write_sequences: Any
+) -> None:
+    users = [{"user_id": [user], "history": ["item-20", "item-21"]} for user in ("ann", "bob")]
+    shutil.rmtree(Path(exported_sequences) / "Split-all")
+    write_sequences(Path(exported_sequences), {"all": users})
+    document, blessing = validate(exported)
+    failed = [check["name"] for check in document["checks"] if not check["passed"]]
+    assert "in process: recommend_user equals recommend on the stored history" in failed
+    assert blessing.get_int_custom_property("blessed") == 0
 
 
 @pytest.mark.serving
