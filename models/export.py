@@ -33,6 +33,7 @@ from models.input_pipeline import gather_padded
 from models.keras import keras, tf
 from models.retrieval.build import build_retriever
 from models.retrieval.exact import checked_live
+from models.serving_graph.encoder import serving_encoder
 from models.serving_graph.errors import ExportError
 from models.serving_graph.fallback import PopularityFallback
 from models.serving_graph.histories import newest_known
@@ -137,8 +138,7 @@ class ServedModel(tf.Module):
         self.fallback = PopularityFallback(catalogue.train_events, live)
         # Plain weights outside any tf.distribute scope; the Keras objects themselves are not tracked, so
         # the SavedModel holds no Keras metadata and loads without Keras.
-        encoder = keras.models.clone_model(towers.history_encoder)
-        encoder.set_weights(towers.history_encoder.get_weights())
+        encoder = serving_encoder(towers.history_encoder)
         self.encoder_weights = list(encoder.weights)
         self._max_length = config.model.max_history_length
         self._default_k = config.retrieval.default_k

@@ -23,6 +23,7 @@ from served_model import (
 
 from models.export import Catalogue, ServedTowers, export_saved_model
 from models.keras import tf
+from models.serving_graph.encoder import serving_encoder
 from models.serving_graph.errors import ExportError
 from models.serving_graph.histories import newest_known
 from models.serving_graph.users import UserHistories, UserTable
@@ -280,3 +281,36 @@ def test_a_vocabulary_of_another_size_is_refused(model, tmp_path):
             stored_users(),
             transform_graph_dir=graph,
         )
+
+
+def test_a_partitioned_index_is_exported_with_stock_operations(model, tmp_path):
+    retrieval = model.config.retrieval.model_copy(update={"method": "partitioned", "recall_target": 1.0})
+    config = model.config.model_copy(update={"retrieval": retrieval})
+    towers = ServedTowers(config, model.history_encoder, model.candidate_vectors().numpy(), model.item_bias().numpy())
+    path = str(tmp_path / "out")
+    export_saved_model(
+        path,
+        towers,
+        Catalogue(live_rows(), TRAIN_EVENTS),
+        stored_users(),
+        transform_graph_dir=write_transform_graph(tmp_path / "graph"),
+        storage="int8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK_CHECK, path], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    served = tf.saved_model.load(path)
+    names, scores = expected(model, [3, 9, 12, 20], [2, 5], 10)
+    answer = recommend(served, [ids(3, 9, 12, 20)], 10, [ids(2, 5)])
+    assert len(set(answer["item_ids"].numpy()[0].tolist()) & set(names)) >= 9
+    np.testing.assert_allclose(answer["scores"].numpy()[0], scores, atol=0.05)
+
+
+def test_the_served_encoder_computes_the_last_block_for_one_position(model):
+    served = serving_encoder(model.history_encoder)
+    rows = np.array([[0, 3, 9, 12], [1, 2, 3, 4], [0, 0, 0, 5]], np.int32)
+    inputs = {"vectors": tf.gather(model.candidate_vectors(), rows), "rows": tf.constant(rows)}
+    outputs = served(inputs)
+    assert outputs.shape == (3, 1, 8)
+    np.testing.assert_allclose(outputs[:, -1], model.history_encoder(inputs)[:, -1], rtol=1e-4, atol=1e-5)

@@ -57,7 +57,10 @@ def examples(records):
 
 def test_raw_inputs_equal_the_offline_transform(transformed, offline, raw):
     features = QueryFeatures(transformed.config.tower_features("query"), transformed.transform_graph)
-    assert {name: spec.dtype for name, spec in features.input_specs().items()} == {"age": tf.int64, "country": tf.string}
+    assert {name: spec.dtype for name, spec in features.input_specs().items()} == {
+        "age": tf.int64,
+        "country": tf.string,
+    }
     parsed = tf.io.parse_example(examples(raw), features.parsing_spec())
     missing = np.iinfo(np.int64).min
     inputs = {
