@@ -18,14 +18,20 @@ def generate_data(paths: RunPaths, config: RunConfig) -> bool:
     """
     from pipeline.datasets import generate as generator
 
-    arguments = dict(config.data.generate)
+    arguments = {"users": 2000, "items": 1500, "interactions": 100_000, "seed": 42} | config.data.generate
     stamp = json.dumps({"arguments": arguments, "code": code_version(generator.__name__)}, sort_keys=True)
     marker = paths.data / "generated.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
         return False
     if paths.data.exists():
         shutil.rmtree(paths.data)
-    generator.generate(paths.data, **{name: int(value) for name, value in arguments.items()})
+    generator.generate(
+        paths.data,
+        users=arguments["users"],
+        items=arguments["items"],
+        interactions=arguments["interactions"],
+        seed=arguments["seed"],
+    )
     marker.write_text(stamp, encoding="utf-8")
     return True
 

@@ -13,6 +13,9 @@ from rich.markup import escape
 from rich.status import Status
 
 
+_LOG_WIDTH = 132  # Of tables in a file, where nobody says how wide a line may be.
+
+
 class NodeProgress:
     """Progress of one node; `line` is called for each line the node prints."""
 
@@ -48,6 +51,8 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.rich = RichConsole(file=stream or sys.stdout, soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich = RichConsole(file=stream or sys.stdout, soft_wrap=True, width=_LOG_WIDTH)
 
     @contextlib.contextmanager
     def node(self, name: str, number: int, total: int) -> Iterator[NodeProgress]:
