@@ -169,13 +169,18 @@ def _launch(pipeline_node: Any, ir: Any, deployment: Any) -> dict[str, Any]:
 
 
 def _forget_lost_pushes(store: Any) -> None:
-    """Removes the archived copy of a pushed model whose version is no longer under `serving/`.
+    """Removes the archived copy of a pushed model that is not the version served now.
 
-    TFX takes a result from the cache only if its files are still there, so the Pusher pushes again.
+    TFX takes a result from the cache only if its files are still there. So a model whose version was
+    deleted, or overtaken by another, is pushed again when a run comes back to it.
     """
     for artifact in store.get_artifacts_by_type("PushedModel"):
         destination = artifact.custom_properties["pushed_destination"].string_value
-        if destination and not os.path.exists(destination):
+        if not destination:
+            continue
+        base, version = os.path.split(destination)
+        present = [int(name) for name in os.listdir(base) if name.isdigit()] if os.path.isdir(base) else []
+        if not present or int(version) != max(present):
             shutil.rmtree(artifact.uri, ignore_errors=True)
 
 
