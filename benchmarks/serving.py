@@ -176,18 +176,25 @@ def batching(base: Path, arguments: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
     rounds = 3
     results: dict[str, list[LoadResult]] = {name: [] for name in flags}
+    cpu_seconds = dict.fromkeys(flags, 0.0)
     with ServerProcess(base, "bench", flags=flags["plain"]) as plain:
         with ServerProcess(base, "bench", flags=flags["batched"]) as batched:
             servers = {"plain": plain, "batched": batched}
             for _ in range(rounds):
                 for name, server in servers.items():
                     target = Target("grpc", server.grpc_address, "bench", 60)
+                    before = sum(psutil.Process(server.pid).cpu_times()[:2])
                     results[name].append(asyncio.run(run_at_concurrency(target, requests, 32, arguments.seconds or 10)))
+                    cpu_seconds[name] += sum(psutil.Process(server.pid).cpu_times()[:2]) - before
     for name, runs in results.items():
+        answers = sum(len(run.latencies_ms) for run in runs)
+        figures[f"{name}_server_cpu_ms"] = 1000 * cpu_seconds[name] / answers
         figures[f"{name}_per_second"] = statistics.median(run.throughput for run in runs)
         figures[f"{name}_p50_ms"] = statistics.median(run.percentile(50) for run in runs)
         figures[f"{name}_p99_ms"] = statistics.median(run.percentile(99) for run in runs)
         figures[f"{name}_errors"] = sum(run.errors for run in runs)
+    # On a busy machine, or one shared with the client, processor time says what the server could do alone.
+    figures["server_cpu_ratio"] = figures["plain_server_cpu_ms"] / figures["batched_server_cpu_ms"]
     figures["speedup"] = figures["batched_per_second"] / figures["plain_per_second"]
     figures["batch_of_32_ms"] = _batch_call_ms(base)
     figures["p99_bound_ms"] = timeout_micros / 1000 + 2 * figures["batch_of_32_ms"]
