@@ -122,7 +122,7 @@ def measure(
         load_seconds=load_seconds,
         p50_ms=float(np.median(times)) * 1e3,
         p99_ms=float(np.quantile(times, 0.99)) * 1e3,
-        p50_ratio=float(np.median(times) / np.median(reference_times)) if reference else 1.0,
+        p50_ratio=float(np.median(times / reference_times)) if reference else 1.0,
         queries_per_second=throughput,
     )
 
@@ -152,7 +152,8 @@ def latencies(
         for server in servers:
             server.send(request)
     for number, request in enumerate(requests):
-        for which, server in enumerate(servers):
+        turn = list(enumerate(servers))
+        for which, server in turn if number % 2 else reversed(turn):
             begin = time.perf_counter()
             server.send(request)
             seconds[which, number] = time.perf_counter() - begin
