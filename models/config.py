@@ -144,6 +144,8 @@ class TrainingConfig(Record):
         validate_every_epochs: Epochs between validations.
         validation_users: Users sampled for validation during training; 0 = all.
         max_train_seconds: Wall-clock budget, 0 = none. The schedule decays over it.
+        recency_half_life_days: An event's weight in the loss halves for every so many days before the
+            newest one, so that what was popular lately counts; 0 = all events count alike.
         windows: Cut long histories into windows so that every event is trained on.
         refit: After choosing the number of epochs on validation, fit again on all events.
         mixed_precision: Precision of the encoder; logits and loss stay float32.
@@ -163,6 +165,7 @@ class TrainingConfig(Record):
     validate_every_epochs: int = Field(1, ge=1)
     validation_users: int = Field(0, ge=0)
     max_train_seconds: float = Field(0.0, ge=0)
+    recency_half_life_days: float = Field(default=0.0, ge=0)
     windows: bool = True
     refit: bool = False
     mixed_precision: Literal["float32", "bfloat16", "float16"] = "float32"

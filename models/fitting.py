@@ -241,6 +241,7 @@ class _Fitting:
             every_event=training.windows,
             seed=training.seed,
             multiple=strategy.num_replicas_in_sync,
+            half_life_days=training.recency_half_life_days,
         )
         if not len(self.batches.windows):
             raise ValueError("no history holds two events, so there is nothing to learn; lower the preset's minimum")

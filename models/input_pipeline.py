@@ -164,11 +164,17 @@ def bucket_batch_size(batch_size: int, length: int, max_length: int, multiple: i
     return -(-batch_size * max(growth, 1) // multiple) * multiple
 
 
-def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int) -> NDArray[np.int32]:
-    """Left-padded int32 `(len(starts), width)`: row r holds `values[starts[r]:ends[r]]` at its right end."""
+def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int, dtype: Any = np.int32) -> NDArray:
+    """Left-padded `(len(starts), width)`: row r holds `values[starts[r]:ends[r]]` at its right end."""
     index = ends[:, None] - width + np.arange(width)
     inside = index >= starts[:, None]
-    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(np.int32)
+    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(dtype)
+
+
+def recency_weights(timestamps: NDArray, half_life_days: float) -> NDArray[np.float32]:
+    """Weight of each event: halves for every `half_life_days` before the newest event; at most 1."""
+    age_days = (timestamps.max(initial=0) - timestamps) / 86_400
+    return (0.5 ** (age_days / half_life_days)).astype(np.float32)
 
 
 class TrainingBatches:
@@ -183,6 +189,10 @@ class TrainingBatches:
         every_event: Cut long histories into windows.
         seed: Of the order.
         multiple: Every batch is a multiple of this many sequences (replicas); padded with empty ones.
+        half_life_days: Of the weight of a label, by its age; 0 = all alike.
+
+    Raises:
+        ValueError: If weights by age are asked for but the sequences carry no times.
     """
 
     def __init__(
@@ -194,8 +204,19 @@ class TrainingBatches:
         every_event: bool = True,
         seed: int = 0,
         multiple: int = 1,
+        half_life_days: float = 0.0,
     ) -> None:
+        if half_life_days and sequences.timestamps is None:
+            raise ValueError(
+                "recency_half_life_days needs the time of each event, but the examples carry no "
+                "`history_timestamps`; set it to 0 or run SequenceGen again"
+            )
         self.features = sequences.features
+        self.weights = (
+            recency_weights(sequences.timestamps.values, half_life_days)
+            if half_life_days and sequences.timestamps is not None
+            else None
+        )
         self.windows = cut_windows(sequences.rows, max_length, every_event)
         self.seed = seed
         buckets = bucket_lengths(max_length)
@@ -221,7 +242,7 @@ class TrainingBatches:
         return sum(-(-len(members) // size) for _, size, members in self.buckets)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[dict[str, NDArray]]:
-        """Batches of one epoch: `rows` and `labels` int32 `(B, L)` and the query features.
+        """Batches of one epoch: `rows` and `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
 
         Args:
             number: Of the epoch; with the seed it decides the order.
@@ -243,6 +264,8 @@ class TrainingBatches:
             "rows": gather_padded(windows.values, starts, ends, length),
             "labels": gather_padded(windows.values, starts + 1, ends + 1, length),
         }
+        if self.weights is not None:
+            batch["weights"] = gather_padded(self.weights, starts + 1, ends + 1, length, np.float32)
         batch |= {name: values[windows.owners[chosen]] for name, values in self.features.items()}
         missing = size - len(chosen)
         if missing:

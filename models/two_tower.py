@@ -131,19 +131,22 @@ class TwoTowerModel(tfrs.Model):
         return self.prior_weight * self._log_popularity
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> Any:
-        """Mean loss per target of the global batch, as this replica's share: shares add up over replicas.
+        """Weighted mean loss per target of the global batch, as this replica's share: shares add up over replicas.
 
         Args:
             inputs: `rows` int32 `(B, L)` and `labels` int32 `(B, L)` (the item after each position; 0 =
-                none), both left-padded, and the query features.
+                none), both left-padded, the query features, and optionally `weights` float `(B, L)` of the
+                labels (`in_batch` takes a positive weight as 1).
             training: Whether dropout is active.
 
         Returns:
             float32 scalar.
         """
         weights = tf.cast(tf.not_equal(inputs["labels"], 0), tf.float32)
+        if "weights" in inputs and self.loss_kind != "in_batch":
+            weights *= inputs["weights"]
         loss = self.losses_by_kind[self.loss_kind](inputs, weights, training)
-        return loss / tf.maximum(sum_over_replicas(tf.reduce_sum(weights)), 1.0)
+        return loss / tf.maximum(sum_over_replicas(tf.reduce_sum(weights)), 1e-6)
 
     @property
     def loss_kind(self) -> str:

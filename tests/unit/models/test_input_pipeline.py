@@ -17,6 +17,7 @@ from models.input_pipeline import (
     gather_padded,
     load_training_data,
     query_batches,
+    recency_weights,
     take,
 )
 
@@ -115,6 +116,23 @@ def test_query_batches_hold_the_newest_items_of_each_history_once() -> None:
             assert row[row > 0].tolist() == history[-8:].tolist()
         seen.extend(chosen.tolist())
     assert sorted(seen) == list(range(50))
+
+
+def test_recency_weights_by_hand() -> None:
+    day = 86_400
+    np.testing.assert_allclose(recency_weights(np.array([10 * day, 8 * day, 6 * day]), 2.0), [1.0, 0.5, 0.25])
+
+
+def test_weights_lie_at_their_labels() -> None:
+    rows, times = ragged([1, 2, 3]), ragged([0, 86_400, 2 * 86_400])
+    (batch,) = TrainingBatches(Sequences(rows, timestamps=times), 4, 1, half_life_days=1.0).epoch(0)
+    assert batch["labels"].tolist() == [[2, 3]]
+    np.testing.assert_allclose(batch["weights"], [[0.5, 1.0]])
+
+
+def test_weights_without_times_are_refused() -> None:
+    with pytest.raises(ValueError, match="recency_half_life_days needs the time of each event"):
+        TrainingBatches(Sequences(ragged([1, 2, 3])), 4, 1, half_life_days=1.0)
 
 
 def test_take_reorders() -> None:
