@@ -70,7 +70,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         schema=sequences.outputs["schema"],
         preprocessing_fn="models.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(
-            analyze=["catalogue", "train"], transform=["catalogue", "train", "validation", "test", "all"]
+            analyze=["catalogue", "train"], transform=["catalogue", "train", "validation", "all"]
         ),
         disable_statistics=True,  # The raw tables have theirs; they would take half of this node's time.
         custom_config={

@@ -12,7 +12,6 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.status import Status
 
-
 _LOG_WIDTH = 132  # Of tables in a file, where nobody says how wide a line may be.
 
 
