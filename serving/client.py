@@ -30,6 +30,12 @@ from serving.transports import (
     Transport,
 )
 
+_MISSING: dict[str, Any] = {
+    "DT_STRING": "",
+    "DT_FLOAT": np.float32("nan"),
+    "DT_INT64": np.int64(np.iinfo(np.int64).min),
+}
+
 ProtocolName = Literal["grpc", "rest"]
 ResultT = TypeVar("ResultT")
 Call = tuple[str, dict[str, np.ndarray]]
@@ -183,6 +189,18 @@ class Client:
     def status(self) -> list[VersionState]:
         """States of the model's versions, newest first."""
         return self._retried(lambda timeout: self._transport.status(self._target, timeout))
+
+    def missing_features(self) -> dict[str, Any]:
+        """Values that say "not known" for every user feature of `recommend`.
+
+        Tandem's models read "" (text), NaN (float) and the smallest integer as missing; the client sends
+        them only where the caller asks for it.
+        """
+        specs = self._retried(lambda timeout: self._transport.inputs(self._target, "recommend", timeout))
+        features = {name: spec for name, spec in specs.items() if name not in ("history", "exclude", "k")}
+        return {
+            name: _MISSING[spec.dtype] if spec.rank < 2 else [_MISSING[spec.dtype]] for name, spec in features.items()
+        }
 
     def predict(self, signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
         """Runs any signature.

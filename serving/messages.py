@@ -21,7 +21,8 @@ from serving.errors import (
 from serving.lean_tensorflow import lean_tensorflow
 
 with lean_tensorflow():
-    from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
+    from tensorflow.core.framework import types_pb2
+    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
     from serving.server.tensors import to_array, to_proto
 
@@ -35,6 +36,14 @@ _CODE_OF_HTTP_STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of a signature: data type (`DT_STRING`, …) and number of dimensions."""
+
+    dtype: str
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,35 @@ def json_states(body: bytes) -> list[VersionState]:
         VersionState(int(entry["version"]), entry["state"], entry["status"]["error_message"])
         for entry in json.loads(body)["model_version_status"]
     ]
+
+
+def metadata_message(target: ModelTarget) -> get_model_metadata_pb2.GetModelMetadataRequest:
+    """A gRPC request for the signatures."""
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    target.fill(request.model_spec)
+    return request
+
+
+def message_inputs(response: get_model_metadata_pb2.GetModelMetadataResponse, signature: str) -> dict[str, InputSpec]:
+    """Inputs of a signature in a gRPC answer."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    if signature not in signatures.signature_def:
+        raise SignatureError(f"the model has no signature {signature!r}", "NOT_FOUND")
+    inputs = signatures.signature_def[signature].inputs
+    return {
+        name: InputSpec(types_pb2.DataType.Name(info.dtype), len(info.tensor_shape.dim))
+        for name, info in inputs.items()
+    }
+
+
+def json_inputs(body: bytes, signature: str) -> dict[str, InputSpec]:
+    """The same in a REST answer."""
+    signatures = json.loads(body)["metadata"]["signature_def"]["signature_def"]
+    if signature not in signatures:
+        raise SignatureError(f"the model has no signature {signature!r}", "NOT_FOUND")
+    inputs = signatures[signature]["inputs"]
+    return {name: InputSpec(info["dtype"], len(info["tensor_shape"]["dim"])) for name, info in inputs.items()}
 
 
 def error_of_rpc(error: grpc.RpcError, address: str) -> ServingError:

@@ -15,14 +15,16 @@ import numpy as np
 
 from serving import messages
 from serving.lean_tensorflow import lean_tensorflow
-from serving.messages import Arrays, ModelTarget, VersionState
+from serving.messages import Arrays, InputSpec, ModelTarget, VersionState
 
 with lean_tensorflow():
+    from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest, GetModelMetadataResponse
     from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
     from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -39,6 +41,10 @@ class Transport(Protocol):
 
     def status(self, target: ModelTarget, timeout: float) -> list[VersionState]:
         """Asks for the states of versions."""
+        ...
+
+    def inputs(self, target: ModelTarget, signature: str, timeout: float) -> dict[str, InputSpec]:
+        """Asks for the inputs of a signature."""
         ...
 
     def close(self) -> None:
@@ -89,6 +95,11 @@ class GrpcTransport:
             request_serializer=GetModelStatusRequest.SerializeToString,
             response_deserializer=GetModelStatusResponse.FromString,
         )
+        self._metadata = self._channel.unary_unary(
+            _METADATA,
+            request_serializer=GetModelMetadataRequest.SerializeToString,
+            response_deserializer=GetModelMetadataResponse.FromString,
+        )
 
     def predict(self, target: ModelTarget, signature: str, inputs: Arrays, timeout: float) -> dict[str, np.ndarray]:
         """Runs a signature."""
@@ -102,6 +113,15 @@ class GrpcTransport:
         """Asks for the states of versions."""
         try:
             return messages.message_states(self._status(messages.status_message(target), timeout=timeout))
+        except grpc.RpcError as error:
+            raise messages.error_of_rpc(error, self._address) from error
+
+    def inputs(self, target: ModelTarget, signature: str, timeout: float) -> dict[str, InputSpec]:
+        """Asks for the inputs of a signature."""
+        try:
+            return messages.message_inputs(
+                self._metadata(messages.metadata_message(target), timeout=timeout), signature
+            )
         except grpc.RpcError as error:
             raise messages.error_of_rpc(error, self._address) from error
 
@@ -173,6 +193,10 @@ class RestTransport:
     def status(self, target: ModelTarget, timeout: float) -> list[VersionState]:
         """Asks for the states of versions."""
         return messages.json_states(self._call("GET", target.path, None, timeout))
+
+    def inputs(self, target: ModelTarget, signature: str, timeout: float) -> dict[str, InputSpec]:
+        """Asks for the inputs of a signature."""
+        return messages.json_inputs(self._call("GET", f"{target.path}/metadata", None, timeout), signature)
 
     def close(self) -> None:
         """Closes the connections of all threads."""

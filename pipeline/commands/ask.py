@@ -43,7 +43,8 @@ def ask_served_model(paths: RunPaths, sequences_uri: Path, console: Console) -> 
                 console.say(f"\n{protocol} {address}: user {asked.known_user}")
                 print_answer(client.recommend_user(asked.known_user, _K), titles, console.say)
                 console.say(f"{protocol} {address}: a new user after {', '.join(_names(asked.new_history, titles))}")
-                print_answer(client.recommend(asked.new_history, _K), titles, console.say)
+                answer = client.recommend(asked.new_history, _K, features=client.missing_features())
+                print_answer(answer, titles, console.say)
     console.say("\nServer stopped. To serve the model yourself:")
     console.say(f"  tandem serve {paths.serving} --model_name {paths.name} --port 8500 --rest_api_port 8501")
 

@@ -112,17 +112,18 @@ def _feed(rows: pa.Table, inputs: dict[str, Any], k: int, tf: Any) -> dict[str, 
             continue
         if name in ("history", "exclude"):
             feed[name] = tf.constant(_padded(rows, name))
-        elif name in rows.column_names:
-            values = rows[name].to_pylist()
-            default: Any = "" if spec.dtype == tf.string else 0
-            column = [default if value is None else value for value in values]
-            if spec.shape.rank == 2:
-                column = _pad_lists([v if isinstance(v, list) else [v] for v in column], default)
-            feed[name] = tf.constant(column, spec.dtype)
-        else:  # A feature the table does not have is missing for every user.
-            shape = [rows.num_rows, *([1] * ((spec.shape.rank or 1) - 1))]
-            feed[name] = tf.fill(shape, tf.constant("" if spec.dtype == tf.string else 0, spec.dtype))
+        else:
+            feed[name] = tf.constant(_feature(rows, name, spec.dtype.as_numpy_dtype, spec.shape.rank), spec.dtype)
     return feed
+
+
+def _feature(rows: pa.Table, name: str, dtype: Any, rank: int) -> list[Any]:
+    """Values of a user feature; "", NaN and the smallest integer say that one is missing."""
+    missing: Any = "" if dtype is object else np.nan if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).min
+    values = rows[name].to_pylist() if name in rows.column_names else [None] * rows.num_rows
+    if rank == 2:
+        return _pad_lists([value if isinstance(value, list) else [value or missing] for value in values], missing)
+    return [missing if value is None else value for value in values]
 
 
 def _padded(rows: pa.Table, name: str) -> np.ndarray:

@@ -43,7 +43,10 @@ def recommend(
     titles = read_titles(items) if items else titles_of_model(name)
     try:
         with Client(server, name) as client:
-            answer = client.recommend_user(user, k) if user is not None else client.recommend(list(history or ()), k)
+            if user is not None:
+                answer = client.recommend_user(user, k)
+            else:
+                answer = client.recommend(list(history or ()), k, features=client.missing_features())
     except ModelNotFoundError as error:
         raise InputError(f"--server {server}: {error}; pass the name with --model_name") from None
     except RequestError as error:
