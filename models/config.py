@@ -134,6 +134,8 @@ class TrainingConfig(Record):
         strategy: `tf.distribute` strategy; `mirrored` uses every visible GPU and one device where
             there is at most one.
         epochs: Upper bound.
+        item_initialization: Start of the item id embeddings: a factorisation of what occurs together in the
+            train histories (seconds, saves epochs), or noise.
         batch_size: Sequences in a global batch.
         learning_rate: Peak rate of Adam.
         schedule: Of the learning rate after the warm-up.
@@ -155,6 +157,7 @@ class TrainingConfig(Record):
 
     strategy: Literal["one_device", "mirrored", "multi_worker_mirrored"] = "mirrored"
     epochs: int = Field(20, ge=1, le=10_000)
+    item_initialization: Literal["co_occurrence", "random"] = "co_occurrence"
     batch_size: int = Field(128, ge=1, le=65_536)
     learning_rate: float = Field(1e-3, gt=0, le=10)
     schedule: Literal["constant", "cosine"] = "cosine"

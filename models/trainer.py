@@ -14,6 +14,7 @@ import numpy as np
 
 from models.config import TrainingConfig, TwoTowerConfig
 from models.fitting import FitResult, fit, make_strategy
+from models.initialization import initialize_item_embeddings
 from models.input_pipeline import TrainingData, load_training_data
 from models.keras import keras, tf
 from models.serving_graph.users import UserHistories
@@ -117,6 +118,8 @@ def _fit_new(
     with strategy.scope():
         model = TwoTowerModel(config, data.items.num_items, data.feature_sizes)
         model.set_item_features(data.items)
+        if training.item_initialization == "co_occurrence":
+            initialize_item_embeddings(model, data.train.rows, training.seed)
     result = fit(
         model,
         data,

@@ -126,8 +126,8 @@ def test_recency_weights_by_hand() -> None:
 def test_weights_lie_at_their_labels() -> None:
     rows, times = ragged([1, 2, 3]), ragged([0, 86_400, 2 * 86_400])
     (batch,) = TrainingBatches(Sequences(rows, timestamps=times), 4, 1, half_life_days=1.0).epoch(0)
-    assert batch["labels"].tolist() == [[0, 0], [2, 3]]  # short windows come in batches of 2; the first is empty
-    np.testing.assert_allclose(batch["weights"], [[0, 0], [0.5, 1.0]])
+    assert batch["labels"].tolist() == [[2, 3], [0, 0]]  # short windows come in batches of 2; the second is empty
+    np.testing.assert_allclose(batch["weights"], [[0.5, 1.0], [0, 0]])
 
 
 def test_weights_without_times_are_refused() -> None:
