@@ -148,6 +148,9 @@ class TrainingConfig(Record):
         max_train_seconds: Wall-clock budget, 0 = none. The schedule decays over it.
         recency_half_life_days: An event's weight in the loss halves for every so many days before the
             newest one, so that what was popular lately counts; 0 = all events count alike.
+        label_horizon: A position's label is drawn anew each epoch from so many events after it; 1 = the next one.
+            More suits data where the order within a visit means nothing, and targets far ahead.
+        novel_labels: Skip labels that are in the history already: answers leave those items out.
         windows: Cut long histories into windows so that every event is trained on.
         refit: After choosing the number of epochs on validation, fit again on all events.
         mixed_precision: Precision of the encoder; logits and loss stay float32.
@@ -169,6 +172,8 @@ class TrainingConfig(Record):
     validation_users: int = Field(0, ge=0)
     max_train_seconds: float = Field(0.0, ge=0)
     recency_half_life_days: float = Field(default=0.0, ge=0)
+    label_horizon: int = Field(default=1, ge=1, le=1000)
+    novel_labels: bool = True
     windows: bool = True
     refit: bool = False
     mixed_precision: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import TrainingConfig
-from models.input_pipeline import Sequences, TrainingBatches, TrainingData, query_batches, take
+from models.input_pipeline import LabelRules, Sequences, TrainingBatches, TrainingData, query_batches, take
 from models.keras import keras, tf
 from models.metrics import ranking_metrics
 from models.two_tower import TwoTowerModel
@@ -241,7 +241,7 @@ class _Fitting:
             every_event=training.windows,
             seed=training.seed,
             multiple=strategy.num_replicas_in_sync,
-            half_life_days=training.recency_half_life_days,
+            labels=LabelRules.of(training),
         )
         if not len(self.batches.windows):
             raise ValueError("no history holds two events, so there is nothing to learn; lower the preset's minimum")
@@ -365,7 +365,7 @@ class _Fitting:
             seconds=self.elapsed,
             cpu_seconds=self.cpu,
             learning_rate=rate,
-            examples_per_second=self.batches.num_labels * steps / self.batches.steps_per_epoch / train_seconds,
+            examples_per_second=self.batches.num_positions * steps / self.batches.steps_per_epoch / train_seconds,
             step_seconds=train_seconds / max(steps, 1),
             input_wait_seconds=wait,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import TwoTowerConfig
+from models.config import TrainingConfig, TwoTowerConfig
 from models.features import FeatureColumn, feature_column, uses_vocabulary, vocabulary_filename
 
 NUM_BUCKETS = 3
@@ -164,17 +164,37 @@ def bucket_batch_size(batch_size: int, length: int, max_length: int, multiple: i
     return -(-batch_size * max(growth, 1) // multiple) * multiple
 
 
-def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int, dtype: Any = np.int32) -> NDArray:
+def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int) -> NDArray[np.int32]:
     """Left-padded `(len(starts), width)`: row r holds `values[starts[r]:ends[r]]` at its right end."""
     index = ends[:, None] - width + np.arange(width)
     inside = index >= starts[:, None]
-    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(dtype)
+    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(np.int32)
 
 
 def recency_weights(timestamps: NDArray, half_life_days: float) -> NDArray[np.float32]:
     """Weight of each event: halves for every `half_life_days` before the newest event; at most 1."""
     age_days = (timestamps.max(initial=0) - timestamps) / 86_400
     return (0.5 ** (age_days / half_life_days)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What a position has to predict.
+
+    Attributes:
+        horizon: The label is drawn anew each epoch from so many events after the position; 1 = the next one.
+        novel: Skip labels that the history holds already, since answers leave those items out.
+        half_life_days: Of a label's weight, by its age; 0 = all labels count alike.
+    """
+
+    horizon: int = 1
+    novel: bool = True
+    half_life_days: float = 0.0
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> LabelRules:
+        """The rules of a configuration."""
+        return cls(training.label_horizon, training.novel_labels, training.recency_half_life_days)
 
 
 class TrainingBatches:
@@ -187,9 +207,9 @@ class TrainingBatches:
         max_length: Longest window.
         batch_size: Sequences of a global batch.
         every_event: Cut long histories into windows.
-        seed: Of the order.
+        seed: Of order and labels.
         multiple: Every batch is a multiple of this many sequences (replicas); padded with empty ones.
-        half_life_days: Of the weight of a label, by its age; 0 = all alike.
+        labels: What the positions predict.
 
     Raises:
         ValueError: If weights by age are asked for but the sequences carry no times.
@@ -204,36 +224,34 @@ class TrainingBatches:
         every_event: bool = True,
         seed: int = 0,
         multiple: int = 1,
-        half_life_days: float = 0.0,
+        labels: LabelRules | None = None,
     ) -> None:
-        if half_life_days and sequences.timestamps is None:
+        self.labels = labels or LabelRules()
+        half_life = self.labels.half_life_days
+        if half_life and sequences.timestamps is None:
             raise ValueError(
                 "recency_half_life_days needs the time of each event, but the examples carry no "
                 "`history_timestamps`; set it to 0 or run SequenceGen again"
             )
-        self.features = sequences.features
-        self.weights = (
-            recency_weights(sequences.timestamps.values, half_life_days)
-            if half_life_days and sequences.timestamps is not None
-            else None
-        )
-        self.windows = cut_windows(sequences.rows, max_length, every_event)
+        self.sequences = sequences
         self.seed = seed
+        self.weights = (
+            recency_weights(sequences.timestamps.values, half_life) if half_life and sequences.timestamps else None
+        )
+        self.first_places = first_occurrences(sequences.rows) if self.labels.novel else None
+        self.windows = cut_windows(sequences.rows, max_length, every_event)
         buckets = bucket_lengths(max_length)
         of_window = np.searchsorted(buckets, self.windows.lengths)
-        self.buckets = [
-            (
-                int(length),
-                bucket_batch_size(batch_size, int(length), max_length, multiple),
-                np.flatnonzero(of_window == b),
-            )
-            for b, length in enumerate(buckets)
-            if np.any(of_window == b)
-        ]
+        self.buckets = []
+        for bucket, length in enumerate(buckets.tolist()):
+            members = np.flatnonzero(of_window == bucket)
+            if len(members):
+                size = bucket_batch_size(batch_size, length, max_length, multiple)
+                self.buckets.append((length, size, members))
 
     @property
-    def num_labels(self) -> int:
-        """Targets in an epoch."""
+    def num_positions(self) -> int:
+        """Positions that predict something in an epoch."""
         return int(self.windows.lengths.sum())
 
     @property
@@ -241,36 +259,49 @@ class TrainingBatches:
         """Batches in an epoch."""
         return sum(-(-len(members) // size) for _, size, members in self.buckets)
 
-    def epoch(self, number: int, first_step: int = 0) -> Iterator[dict[str, NDArray]]:
-        """Batches of one epoch: `rows` and `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
+    def epoch(self, number: int) -> Iterator[dict[str, NDArray]]:
+        """Batches of one epoch: `rows`, `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
 
         Args:
-            number: Of the epoch; with the seed it decides the order.
-            first_step: Steps to skip (resume within an epoch).
+            number: Of the epoch; with the seed it decides order and labels.
         """
         rng = np.random.default_rng((self.seed, number))
         plan: list[tuple[int, int, NDArray]] = []
         for length, size, members in self.buckets:
             shuffled = rng.permutation(members)
             plan.extend((length, size, shuffled[start : start + size]) for start in range(0, len(shuffled), size))
-        for step in rng.permutation(len(plan))[first_step:]:
+        for step in rng.permutation(len(plan)):
             length, size, chosen = plan[step]
-            yield self._batch(chosen, length, size)
+            yield self._batch(chosen, length, size, rng)
 
-    def _batch(self, chosen: NDArray, length: int, size: int) -> dict[str, NDArray]:
-        windows = self.windows
-        starts, ends = windows.starts[chosen], windows.ends[chosen]
+    def _batch(self, chosen: NDArray, length: int, size: int, rng: np.random.Generator) -> dict[str, NDArray]:
+        windows, values = self.windows, self.windows.values
+        starts, ends, owners = windows.starts[chosen], windows.ends[chosen], windows.owners[chosen]
+        place = ends[:, None] - length + np.arange(length)
+        inside = place >= starts[:, None]
+        place = np.where(inside, place, 0)
+        ahead = rng.integers(1, self.labels.horizon + 1, place.shape) if self.labels.horizon > 1 else 1
+        of_label = np.minimum(place + ahead, self.sequences.rows.splits[1:][owners][:, None] - 1)
+        wanted = inside if self.first_places is None else inside & (self.first_places[of_label] > place)
         batch = {
-            "rows": gather_padded(windows.values, starts, ends, length),
-            "labels": gather_padded(windows.values, starts + 1, ends + 1, length),
+            "rows": np.where(inside, values[place], 0).astype(np.int32),
+            "labels": np.where(wanted, values[of_label], 0).astype(np.int32),
         }
         if self.weights is not None:
-            batch["weights"] = gather_padded(self.weights, starts + 1, ends + 1, length, np.float32)
-        batch |= {name: values[windows.owners[chosen]] for name, values in self.features.items()}
+            batch["weights"] = np.where(wanted, self.weights[of_label], 0).astype(np.float32)
+        batch |= {name: feature[owners] for name, feature in self.sequences.features.items()}
         missing = size - len(chosen)
         if missing:
             batch = {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()}
         return batch
+
+
+def first_occurrences(histories: Ragged) -> NDArray[np.int64]:
+    """For each event, the place of its owner's first event on the same item."""
+    owners = np.repeat(np.arange(len(histories), dtype=np.int64), histories.lengths)
+    keys = owners * (int(histories.values.max(initial=0)) + 1) + histories.values
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
 def query_batches(
@@ -441,6 +472,7 @@ def _content_keys(history: Ragged) -> list[NDArray]:
 
 __all__ = [
     "ItemFeatures",
+    "LabelRules",
     "Ragged",
     "Sequences",
     "TrainingBatches",

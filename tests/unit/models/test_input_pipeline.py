@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from models.input_pipeline import (
+    LabelRules,
     Ragged,
     Sequences,
     TrainingBatches,
     bucket_batch_size,
     bucket_lengths,
     cut_windows,
+    first_occurrences,
     gather_padded,
     load_training_data,
     query_batches,
@@ -86,7 +88,7 @@ def test_every_event_but_the_first_is_a_label_once_per_epoch() -> None:
     assert set(labels) == set(sequences.rows.values.tolist()) - firsts
     assert set(labels.values()) == {1}
     assert len(shapes) <= 3
-    assert batches.num_labels == len(labels)
+    assert batches.num_positions == len(labels)
     assert batches.steps_per_epoch == sum(1 for _ in batches.epoch(1))
 
 
@@ -99,11 +101,32 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(1, 0) != order(2, 0)
 
 
-def test_first_step_skips_what_was_done() -> None:
-    batches = TrainingBatches(random_sequences(), 8, 4)
-    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, first_step=2))
-    assert len(rest) == len(whole) - 2
-    assert np.array_equal(rest[0]["rows"], whole[2]["rows"])
+def test_repeated_items_are_no_labels() -> None:
+    sequences = Sequences(ragged([5, 6, 5, 7, 6], [5, 5]))
+
+    def labels(novel: bool) -> list[list[int]]:
+        batches = TrainingBatches(sequences, 4, 1, labels=LabelRules(novel=novel)).epoch(0)
+        (long,) = (batch for batch in batches if batch["rows"].shape == (1, 4))
+        assert long["rows"].tolist() == [[5, 6, 5, 7]]
+        return long["labels"].tolist()
+
+    assert labels(True) == [[6, 0, 7, 0]]
+    assert labels(False) == [[6, 5, 7, 6]]
+
+
+def test_labels_are_drawn_from_the_horizon_and_stay_in_their_history() -> None:
+    sequences = Sequences(ragged([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]))
+    batches = TrainingBatches(sequences, 4, 2, labels=LabelRules(horizon=3))
+    drawn: dict[int, set[int]] = {}
+    for epoch in range(60):
+        for batch in batches.epoch(epoch):
+            for item, label in zip(batch["rows"].ravel().tolist(), batch["labels"].ravel().tolist(), strict=True):
+                drawn.setdefault(item, set()).add(label)
+    assert drawn == {1: {2, 3, 4}, 2: {3, 4, 5}, 3: {4, 5}, 4: {5}, 6: {7, 8, 9}, 7: {8, 9, 10}, 8: {9, 10}, 9: {10}}
+
+
+def test_first_occurrences_by_hand() -> None:
+    assert first_occurrences(ragged([5, 6, 5], [5, 5])).tolist() == [0, 1, 0, 3, 3]
 
 
 def test_query_batches_hold_the_newest_items_of_each_history_once() -> None:
@@ -125,14 +148,14 @@ def test_recency_weights_by_hand() -> None:
 
 def test_weights_lie_at_their_labels() -> None:
     rows, times = ragged([1, 2, 3]), ragged([0, 86_400, 2 * 86_400])
-    (batch,) = TrainingBatches(Sequences(rows, timestamps=times), 4, 1, half_life_days=1.0).epoch(0)
+    (batch,) = TrainingBatches(Sequences(rows, timestamps=times), 4, 1, labels=LabelRules(half_life_days=1.0)).epoch(0)
     assert batch["labels"].tolist() == [[2, 3], [0, 0]]  # short windows come in batches of 2; the second is empty
     np.testing.assert_allclose(batch["weights"], [[0.5, 1.0], [0, 0]])
 
 
 def test_weights_without_times_are_refused() -> None:
     with pytest.raises(ValueError, match="recency_half_life_days needs the time of each event"):
-        TrainingBatches(Sequences(ragged([1, 2, 3])), 4, 1, half_life_days=1.0)
+        TrainingBatches(Sequences(ragged([1, 2, 3])), 4, 1, labels=LabelRules(half_life_days=1.0))
 
 
 def test_take_reorders() -> None:
