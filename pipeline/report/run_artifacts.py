@@ -13,6 +13,9 @@ from ml_metadata.proto import metadata_store_pb2
 from components.errors import MissingInputError
 
 _DONE = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
+# Context types of TFX's two ways of launching nodes: compiled (local, Kubeflow) and direct (Airflow).
+_RUN_TYPES = ("pipeline_run", "run")
+_NODE_TYPES = ("node", "component_run")
 _OUTPUTS = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.DECLARED_OUTPUT)
 
 
@@ -50,7 +53,7 @@ def read_latest_run(metadata_path: Path) -> dict[str, NodeRun]:
     config.sqlite.filename_uri = str(metadata_path)
     config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
     store = metadata_store.MetadataStore(config)
-    runs = store.get_contexts_by_type("pipeline_run")
+    runs = [run for kind in _RUN_TYPES for run in _contexts(store, kind)]
     if not runs:
         raise MissingInputError(f"{metadata_path}: holds no pipeline run; run `tandem run` first")
     latest = max(runs, key=lambda run: (run.create_time_since_epoch, run.id))
@@ -69,14 +72,20 @@ def read_latest_run(metadata_path: Path) -> dict[str, NodeRun]:
 
 
 def _node_names(store: Any, execution_ids: list[int]) -> dict[int, str]:
-    """Node id by execution; TFX names the node's context `<pipeline>.<node>`."""
+    """Node id by execution; TFX names the node's context `<pipeline>[.<run>].<node>`."""
     wanted = set(execution_ids)
     names = {}
-    for context in store.get_contexts_by_type("node"):
+    for context in (context for kind in _NODE_TYPES for context in _contexts(store, kind)):
         for execution in store.get_executions_by_context(context.id):
             if execution.id in wanted:
-                names[execution.id] = context.name.split(".", 1)[-1]
+                names[execution.id] = context.name.rsplit(".", 1)[-1]
     return names
+
+
+def _contexts(store: Any, kind: str) -> list[Any]:
+    """Contexts of a type, none if the database does not know it."""
+    known = {context_type.name for context_type in store.get_context_types()}
+    return list(store.get_contexts_by_type(kind)) if kind in known else []
 
 
 def _outputs(store: Any, execution_id: int) -> dict[str, list[Any]]:

@@ -98,13 +98,14 @@ def build_dag(*, preset: str, data: str | None, run_dir: str, schedule: str, ove
     paths = RunPaths(root=root, data=Path(data) if data else root / "data", name=config.name)
     dag = AirflowDagRunner(
         AirflowPipelineConfig(
-            {
+            supported_launcher_classes=[_launcher_class()],
+            airflow_dag_config={
                 "schedule": schedule,
                 "start_date": pendulum.datetime(2026, 1, 1, tz="UTC"),
                 "catchup": False,
                 "max_active_runs": 1,
                 "tags": ["tandem"],
-            }
+            },
         )
     ).run(create_pipeline(config, paths))
     nodes = list(dag.tasks)
@@ -124,6 +125,35 @@ def build_dag(*, preset: str, data: str | None, run_dir: str, schedule: str, ove
     prepare.set_downstream([task for task in nodes if not task.upstream_task_ids])
     report.set_upstream([task for task in nodes if not (task.downstream_task_ids - {"Report"})])
     return dag
+
+
+def _launcher_class() -> Any:
+    """TFX's launcher for Airflow, able to run two nodes whose outputs have the same name and type.
+
+    TFX's own driver names an artifact by its output and the run alone; ML Metadata refuses the second one.
+    """
+    from tfx.orchestration.launcher.in_process_component_launcher import InProcessComponentLauncher
+
+    class NodeLauncher(InProcessComponentLauncher):
+        """Launches a node in the task's process."""
+
+        def _run_driver(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> Any:
+            driver_class = self._driver_class
+            if hasattr(driver_class, "_prepare_output_artifacts"):
+
+                class Driver(driver_class):  # type: ignore[valid-type]
+                    """The node's driver, with artifact names that hold the node."""
+
+                    def _prepare_output_artifacts(self, *args: Any, **kwargs: Any) -> Any:
+                        prepared = super()._prepare_output_artifacts(*args, **kwargs)
+                        for artifact in (a for artifacts in prepared.values() for a in artifacts):
+                            artifact.name = f"{artifact.producer_component}:{artifact.name}"
+                        return prepared
+
+                self._driver_class = Driver
+            return super()._run_driver(input_dict, output_dict, exec_properties)
+
+    return NodeLauncher
 
 
 def prepare_data(config: RunConfig, paths: RunPaths, generated: bool) -> None:
