@@ -141,7 +141,7 @@ def _launcher_class() -> Any:
             driver_class = self._driver_class
             if hasattr(driver_class, "_prepare_output_artifacts"):
 
-                class Driver(driver_class):  # type: ignore[valid-type]
+                class Driver(driver_class):  # type: ignore[valid-type, misc]
                     """The node's driver, with artifact names that hold the node."""
 
                     def _prepare_output_artifacts(self, *args: Any, **kwargs: Any) -> Any:
