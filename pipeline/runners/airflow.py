@@ -138,7 +138,8 @@ def _launcher_class() -> Any:
         """Launches a node in the task's process."""
 
         def _run_driver(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> Any:
-            driver_class = self._driver_class
+            driver_class: Any = self._driver_class
+            node = self._component_info.component_id
             if hasattr(driver_class, "_prepare_output_artifacts"):
 
                 class Driver(driver_class):  # type: ignore[valid-type, misc]
@@ -147,7 +148,7 @@ def _launcher_class() -> Any:
                     def _prepare_output_artifacts(self, *args: Any, **kwargs: Any) -> Any:
                         prepared = super()._prepare_output_artifacts(*args, **kwargs)
                         for artifact in (a for artifacts in prepared.values() for a in artifacts):
-                            artifact.name = f"{artifact.producer_component}:{artifact.name}"
+                            artifact.name = f"{node}:{artifact.name}"
                         return prepared
 
                 self._driver_class = Driver
