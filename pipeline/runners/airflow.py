@@ -137,8 +137,10 @@ def _launcher_class() -> Any:
     class NodeLauncher(InProcessComponentLauncher):
         """Launches a node in the task's process."""
 
+        _driver_class: Any
+
         def _run_driver(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> Any:
-            driver_class: Any = self._driver_class
+            driver_class = self._driver_class
             node = self._component_info.component_id
             if hasattr(driver_class, "_prepare_output_artifacts"):
 
