@@ -93,7 +93,7 @@ def _plan_parquet(
         check_columns(names, columns, source.name)
         metadata = file.metadata
     if metadata.num_rows == 0:
-        raise MissingInputError(f"{source.name} has no rows")
+        raise MissingInputError(f"{source.name} has no rows; write the file again")
     inside = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows

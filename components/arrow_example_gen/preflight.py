@@ -7,7 +7,7 @@ fails in seconds, with a message that names file, line, column and mend.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from components.arrow_example_gen.rules import check_bad_rows
 from components.arrow_example_gen.sources import SourceFile, find_files, has_table
 from components.config import DataConfig
 from components.errors import InputError, MissingInputError, UnreadableFileError
+from components.sequence_gen.early_checks import EarlyChecks
 from models.config import FeatureSpec
 
 _FIRST_BAD_ROWS = 5
@@ -75,11 +76,11 @@ class _PieceReport:
 
 
 def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[FeatureSpec]) -> DatasetDescription:
-    """Reads a data set folder and checks all that can be checked row by row.
+    """Reads a data set folder and checks its rows, its item ids and that some user has enough events.
 
     Args:
         data_dir: Local folder.
-        config: Column names, spans and the share of bad rows allowed.
+        config: Column names, spans, cleaning and split rules.
         features: Features of the preset; their columns must be there.
 
     Returns:
@@ -107,21 +108,37 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
             window=config.window if spanned else "",
             exclude_spans=config.exclude_spans if spanned else (),
         )
-    tables: dict[str, TableDescription] = {}
-    warnings = []
     planned = {table: _plan(found[table], table_columns(table, config, features)) for table in wanted}
-    for table, pieces in planned.items():
+    item_ids: list[pa.Array] = []
+    log: EarlyChecks | None = None
+
+    def keep_ids(rows: pa.RecordBatch) -> None:
+        item_ids.append(rows.column(config.columns.item_id))
+
+    described: dict[Table, TableDescription] = {}
+    for table in sorted(wanted, key=lambda name: name == "interactions"):  # Last: its items must be known.
+        observe: Callable[[pa.RecordBatch], None] | None = None
+        if table == "items":
+            observe = keep_ids
+        elif table == "interactions":
+            log = EarlyChecks(config, pa.chunked_array(item_ids, pa.string()).combine_chunks())
+            observe = log.add
         columns = table_columns(table, config, features)
-        description = _check_table(table, found[table], pieces, columns, config)
-        tables[table] = description
-        if description.bad_rows:
-            warnings.append(
-                f"{table}: {description.bad_rows:,} bad rows are set aside, first {description.first_bad_rows[0]}"
-            )
-        missing = [c.name for c in columns if c.name not in description.columns]
-        if missing:
-            warnings.append(f"{table}: no column {', '.join(missing)}; answers will show ids only")
-    return DatasetDescription(folder, tables, tuple(warnings))
+        described[table] = _check_table(table, found[table], planned[table], columns, config, observe)
+    warnings = [text for table in wanted for text in _warnings(table, described[table], features, config)]
+    return DatasetDescription(
+        folder, {table: described[table] for table in wanted}, (*warnings, *(log.check() if log else ()))
+    )
+
+
+def _warnings(
+    table: Table, description: TableDescription, features: Sequence[FeatureSpec], config: DataConfig
+) -> Iterable[str]:
+    if description.bad_rows:
+        yield f"{table}: {description.bad_rows:,} bad rows are set aside, first {description.first_bad_rows[0]}"
+    missing = [c.name for c in table_columns(table, config, features) if c.name not in description.columns]
+    if missing:
+        yield f"{table}: no column {', '.join(missing)}; answers will show ids only"
 
 
 def _plan(sources: Sequence[SourceFile], columns: Sequence[Column]) -> list[Piece]:
@@ -135,14 +152,19 @@ def _plan(sources: Sequence[SourceFile], columns: Sequence[Column]) -> list[Piec
 
 
 def _check_table(
-    table: Table, sources: Sequence[SourceFile], pieces: Sequence[Piece], columns: Sequence[Column], config: DataConfig
+    table: Table,
+    sources: Sequence[SourceFile],
+    pieces: Sequence[Piece],
+    columns: Sequence[Column],
+    config: DataConfig,
+    observe: Callable[[pa.RecordBatch], None] | None,
 ) -> TableDescription:
     time_column = config.columns.timestamp if table == "interactions" else ""
     rows = bad_rows = 0
     first: list[str] = []
     times: list[int] = []
     present: tuple[str, ...] = ()
-    for report in _read_all(pieces, columns, time_column):
+    for report in _read_all(pieces, columns, time_column, observe):
         rows, bad_rows = rows + report.rows, bad_rows + report.bad_rows
         first += report.first_bad_rows[: _FIRST_BAD_ROWS - len(first)]
         times += report.time_range or ()
@@ -159,14 +181,24 @@ def _check_table(
     )
 
 
-def _read_all(pieces: Sequence[Piece], columns: Sequence[Column], time_column: str) -> Iterable[_PieceReport]:
+def _read_all(
+    pieces: Sequence[Piece],
+    columns: Sequence[Column],
+    time_column: str,
+    observe: Callable[[pa.RecordBatch], None] | None,
+) -> Iterable[_PieceReport]:
     """Reads pieces in parallel (Arrow works outside of the interpreter lock), reports in order."""
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda piece: _read_one(piece, columns, time_column), pieces)
+        yield from pool.map(lambda piece: _read_one(piece, columns, time_column, observe), pieces)
 
 
-def _read_one(piece: Piece, columns: Sequence[Column], time_column: str) -> _PieceReport:
+def _read_one(
+    piece: Piece,
+    columns: Sequence[Column],
+    time_column: str,
+    observe: Callable[[pa.RecordBatch], None] | None,
+) -> _PieceReport:
     rows = bad_rows = 0
     first: list[str] = []
     times: list[int] = []
@@ -177,6 +209,8 @@ def _read_one(piece: Piece, columns: Sequence[Column], time_column: str) -> _Pie
             bad_rows += len(batch.bad_rows)
             first += [str(row) for row in batch.bad_rows[: _FIRST_BAD_ROWS - len(first)]]
             names = tuple(batch.rows.schema.names)
+            if observe is not None and batch.rows.num_rows:
+                observe(batch.rows)
             if time_column and batch.rows.num_rows:
                 bounds = pc.min_max(batch.rows.column(time_column))
                 times += [bounds["min"].as_py(), bounds["max"].as_py()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.errors import BadValueError
+from components.errors import BadValueError, MissingInputError
 
 
 def check_bad_rows(table: str, rows: int, bad_rows: int, max_share: float, first: Sequence[str]) -> None:
@@ -19,16 +19,20 @@ def check_bad_rows(table: str, rows: int, bad_rows: int, max_share: float, first
 
     Raises:
         BadValueError: Too many bad rows, or no good one is left.
+        MissingInputError: There is no row at all.
     """
     if not bad_rows and rows:
         return
     total = rows + bad_rows
+    if not total:
+        raise MissingInputError(f"{table} has no rows; write the file again")
     if rows and bad_rows <= max_share * total:
         return
     shown = "".join(f"\n  {text}" for text in first[:5])
     more = f"\n  … and {bad_rows - len(first[:5]):,} more" if bad_rows > len(first[:5]) else ""
     share = bad_rows / max(total, 1)
+    set_aside = ", or set them aside with --set data.cleaning.max_bad_row_share=SHARE" if rows else ""
     raise BadValueError(
         f"{bad_rows:,} of {total:,} rows of {table} are bad ({share:.2%}, allowed are {max_share:.2%}):"
-        f"{shown}{more}\nCorrect the rows, or set them aside with --set data.cleaning.max_bad_row_share=SHARE"
+        f"{shown}{more}\nCorrect the rows{set_aside}"
     )
