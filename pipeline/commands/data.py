@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import shutil
+from typing import Any
 
+from components.errors import InputError
 from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
+
+_DEFAULTS = {"users": 2000, "items": 1500, "interactions": 100_000, "seed": 42}
+
+
+def check_generate(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
+    """Checks what `generate_data` would do, before anything is written; there is nothing to warn of.
+
+    Raises:
+        InputError: Unknown or impossible arguments, or a folder with files that are not ours to replace.
+    """
+    from pipeline.datasets import generate as generator
+    from pipeline.datasets.folders import check_replaceable
+
+    for key in config.data.generate:
+        if key not in _DEFAULTS:
+            near = difflib.get_close_matches(key, _DEFAULTS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"unknown key 'data.generate.{key}'; {hint}It has {', '.join(_DEFAULTS)}")
+    try:
+        generator._check_arguments(**_arguments(config), file_format="parquet")
+    except InputError as error:
+        raise InputError(f"data.generate.{error}") from None
+    check_replaceable(paths.data)
+    return ()
 
 
 def generate_data(paths: RunPaths, config: RunConfig) -> bool:
@@ -15,33 +41,36 @@ def generate_data(paths: RunPaths, config: RunConfig) -> bool:
 
     Returns:
         True if it was generated now.
+
+    Raises:
+        InputError: See `check_generate`.
     """
     from pipeline.datasets import generate as generator
 
-    arguments = {"users": 2000, "items": 1500, "interactions": 100_000, "seed": 42} | config.data.generate
+    check_generate(paths, config)
+    arguments = _arguments(config)
     stamp = json.dumps({"arguments": arguments, "code": code_version(generator.__name__)}, sort_keys=True)
     marker = paths.data / "generated.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
         return False
-    if paths.data.exists():
-        shutil.rmtree(paths.data)
-    generator.generate(
-        paths.data,
-        users=arguments["users"],
-        items=arguments["items"],
-        interactions=arguments["interactions"],
-        seed=arguments["seed"],
-    )
+    generator.generate(paths.data, **arguments)  # Replaces its own files only, and all of them at once.
     marker.write_text(stamp, encoding="utf-8")
     return True
 
 
-def check_data(paths: RunPaths, config: RunConfig) -> None:
+def _arguments(config: RunConfig) -> dict[str, Any]:
+    return _DEFAULTS | config.data.generate
+
+
+def check_data(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
     """Checks the data set folder against the preset.
+
+    Returns:
+        Warnings: what the run can live with, one sentence each.
 
     Raises:
         InputError: What is wrong, where, and the mend.
     """
     from components.arrow_example_gen.preflight import check_dataset
 
-    check_dataset(paths.data, config.data, config.features)
+    return check_dataset(paths.data, config.data, config.features).warnings

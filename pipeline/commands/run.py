@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.errors import InputError
-from pipeline.commands.data import check_data, generate_data
+from pipeline.commands.data import check_data, check_generate, generate_data
 from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths
 from pipeline.runners.console import Console
@@ -47,15 +47,22 @@ def run(
     if data is None and not config.data.generate:
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
     paths = RunPaths(root=root, data=(data.resolve() if data else root / "data"), name=config.name)
-    if data is not None:
-        check_data(paths, config)  # Before anything is written.
-    paths.create()
+    # Both before anything is written.
+    warnings = check_generate(paths, config) if data is None else check_data(paths, config)
+    try:
+        paths.create()
+    except OSError as error:
+        raise InputError(
+            f"--output {root}: cannot be set up ({error.strerror}: {error.filename}); pass another folder"
+        ) from None
     with run_lock(paths.root):
         if data is None:
             if generate_data(paths, config):
                 console.say(f"Generated a marketplace in {paths.data}")
-            check_data(paths, config)
+            warnings = check_data(paths, config)
         console.say(f"Preset {config.name}, data {paths.data}, output {paths.root}")
+        for warning in warnings:
+            console.say(f"Warning: {warning}")
         try:
             results = _run_nodes(config, paths, console)
         except NodeError as error:
