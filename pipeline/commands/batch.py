@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.errors import InputError
 
 _BATCH_SIZE = 256
+_MAX_RESULTS = 2**31 - 1  # `k` is an int32.
 _SIGNATURE = "recommend"
 _OUTPUT_SCHEMA = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
@@ -59,15 +61,22 @@ def answer_requests(model: Path, requests: Path, output: Path, k: int, batch_siz
     Raises:
         InputError: Unreadable or malformed requests, no model, or an output that cannot be written.
     """
-    if k < 1:
-        raise InputError(f"-k {k}: must be at least 1")
+    if not 1 <= k <= _MAX_RESULTS:
+        raise InputError(f"-k {k}: must be from 1 to {_MAX_RESULTS:,}")
     path = find_model(model)
     table = _read_requests(requests)
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"--output {output}: {output.parent} is not a writable folder")
+        raise InputError(f"--output {output}: {output.parent} is not a writable folder; create it, or name another")
+    if output.is_dir():
+        raise InputError(f"--output {output}: is a folder; give a file in it, e.g. {output / 'answers.parquet'}")
     from models.keras import tf
 
-    loaded = tf.saved_model.load(str(path))
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            f"--model {path}: no readable SavedModel ({_first_line(error)}); give another version"
+        ) from None
     if _SIGNATURE not in loaded.signatures:
         raise InputError(f"--model {path}: has no signature {_SIGNATURE!r}; it is no model of Tandem")
     signature = loaded.signatures[_SIGNATURE]
@@ -79,6 +88,8 @@ def answer_requests(model: Path, requests: Path, output: Path, k: int, batch_siz
                 answer = signature(**_feed(rows, inputs, k, tf))
                 writer.write_table(_answer_table(rows["user_id"], answer))
         os.replace(aside, output)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror or error}); free the place") from error
     finally:
         aside.unlink(missing_ok=True)
     return table.num_rows
@@ -88,16 +99,42 @@ def _read_requests(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"--requests {path}: no such file")
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"--requests {path}: not a readable Parquet file ({error})") from error
+        raise InputError(
+            f"--requests {path}: not a readable Parquet file ({_first_line(error)}); write it again"
+        ) from None
     for column in ("user_id", "history"):
         if column not in table.column_names:
             raise InputError(f"--requests {path}: column {column!r} is missing; it has {table.column_names}")
-    kind = table.schema.field("history").type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise InputError(f"--requests {path}: history must be a list of item ids (oldest first), not {kind}")
+    for column in ("history", "exclude"):
+        if column in table.column_names:
+            kind = table.schema.field(column).type
+            if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+                raise InputError(f"--requests {path}: {column} must be a list of item ids (oldest first), not {kind}")
+            table = _as_text(table, column, pa.list_(pa.string()), path)
+    table = _as_text(table, "user_id", pa.string(), path)
+    if table["user_id"].null_count:
+        row = pc.index(pc.is_null(table["user_id"]), True).as_py() + 1
+        raise InputError(f"--requests {path}, row {row}: user_id is null; every request needs one, it names the answer")
     return table
+
+
+def _as_text(table: pa.Table, column: str, kind: pa.DataType, path: Path) -> pa.Table:
+    """The table with numbers and bytes of an id column as text."""
+    try:
+        values = table[column].cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(
+            f"--requests {path}: {column} is {table.schema.field(column).type} and cannot be read as {kind}; "
+            "write ids as UTF-8 text or whole numbers"
+        ) from None
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+def _first_line(error: BaseException) -> str:
+    """The part of an error that a user can read."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _batches(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
@@ -113,7 +150,14 @@ def _feed(rows: pa.Table, inputs: dict[str, Any], k: int, tf: Any) -> dict[str, 
         if name in ("history", "exclude"):
             feed[name] = tf.constant(_padded(rows, name))
         else:
-            feed[name] = tf.constant(_feature(rows, name, spec.dtype.as_numpy_dtype, spec.shape.rank), spec.dtype)
+            values = _feature(rows, name, spec.dtype.as_numpy_dtype, spec.shape.rank)
+            try:
+                feed[name] = tf.constant(values, spec.dtype)
+            except (TypeError, ValueError, OverflowError):
+                raise InputError(
+                    f"--requests: column {name!r} holds {rows.schema.field(name).type}, but the model reads "
+                    f"{spec.dtype.name} of rank {spec.shape.rank}; convert the column"
+                ) from None
     return feed
 
 

@@ -13,6 +13,8 @@ from serving.client import Client, ClientOptions, Recommendation
 from serving.errors import ModelNotFoundError, RequestError, ServingError
 
 DEFAULT_MODEL_NAME = "default"
+MAX_RESULTS = 2**31 - 1  # `k` is an int32.
+_HINT = "is a server running there, and is this its gRPC port?"
 
 
 def recommend(
@@ -37,8 +39,9 @@ def recommend(
     Raises:
         InputError: No such server, no such model, or a request that the model refuses.
     """
-    if k < 1:
-        raise InputError(f"-k {k}: must be at least 1")
+    if not 1 <= k <= MAX_RESULTS:
+        raise InputError(f"-k {k}: must be from 1 to {MAX_RESULTS:,}")
+    _check_address(server)
     name = model_name or find_model_name(server)
     titles = read_titles(items) if items else titles_of_model(name)
     try:
@@ -52,8 +55,16 @@ def recommend(
     except RequestError as error:
         raise InputError(f"--server {server}: the model refuses the request: {error}") from None
     except ServingError as error:
-        raise InputError(f"--server {server}: {error}") from None
+        raise InputError(f"--server {server}: no answer ({error}); {_HINT}") from None
     print_answer(answer, titles)
+
+
+def _check_address(server: str) -> None:
+    """Raises `InputError` for what is neither `HOST:PORT` nor a UNIX socket of the server."""
+    host, _, port = server.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+    if not server.startswith("unix:") and (not host or "/" in host or not is_port):
+        raise InputError(f"--server {server!r}: expected HOST:PORT of the gRPC API, e.g. localhost:8500")
 
 
 def find_model_name(server: str, runs: Path = Path("runs")) -> str:
@@ -71,7 +82,7 @@ def find_model_name(server: str, runs: Path = Path("runs")) -> str:
         except ModelNotFoundError:
             continue
         except ServingError as error:
-            raise InputError(f"--server {server}: no answer ({error}); is it the gRPC port of a server?") from None
+            raise InputError(f"--server {server}: no answer ({error}); {_HINT}") from None
     raise InputError(f"--server {server}: serves none of the usual names; pass --model_name")
 
 

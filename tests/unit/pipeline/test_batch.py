@@ -94,6 +94,29 @@ def test_a_file_that_is_no_parquet_is_named(model: Path, tmp_path: Path) -> None
         batch.answer_requests(model, tmp_path / "r.parquet", tmp_path / "o.parquet", k=2)
 
 
+def test_numbers_as_ids_are_read_as_text(model: Path, tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "r.parquet", user_id=[7], history=pa.array([[b"a", None]]), exclude=[[3]])
+    batch.answer_requests(model, requests, tmp_path / "o.parquet", k=1)
+    assert pq.read_table(tmp_path / "o.parquet").to_pylist() == [
+        {"user_id": "7", "item_id": "b", "rank": 1, "score": -1.0}
+    ]
+
+
+def test_a_feature_of_another_type_is_named_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "r.parquet", user_id=["u"], history=[["a"]], country=[7])
+    with pytest.raises(InputError, match="column 'country' holds int64, but the model reads string of rank 1"):
+        batch.answer_requests(model, requests, tmp_path / "o.parquet", k=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_a_damaged_model_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    requests = write_requests(tmp_path / "r.parquet", user_id=["u"], history=[["a"]])
+    (tmp_path / "saved_model.pb").write_bytes(b"\xff" * 100)
+    with pytest.raises(InputError, match=f"--model {tmp_path}: no readable SavedModel"):
+        batch.answer_requests(tmp_path, requests, tmp_path / "o.parquet", k=1)
+    assert not (tmp_path / "o.parquet").exists()
+
+
 def test_the_newest_version_of_a_base_path_is_taken(tmp_path: Path) -> None:
     for version in ("9", "10", "tmp"):
         (tmp_path / version).mkdir()
