@@ -17,14 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if arguments[:1] == ["serve"]:
-        return _serve(arguments[1:])
     if arguments[:1] == ["load"]:
         from serving.load import main as load_main
 
         return load_main(arguments[1:])
-    options = _parser().parse_args(arguments)
     try:
+        if arguments[:1] == ["serve"]:
+            return _serve(arguments[1:])
+        options = _parser().parse_args(arguments)
         return int(options.call(options))
     except InputError as error:
         print(f"tandem: {error}", file=sys.stderr)
@@ -166,6 +166,11 @@ def _serve(arguments: list[str]) -> int:
 
     if arguments and not arguments[0].startswith("-"):
         base_path = Path(arguments[0]).resolve()
+        if not base_path.is_dir():
+            raise InputError(
+                f"{base_path} is no folder; give the one that holds the version folders, "
+                "e.g. runs/quickstart/serving/quickstart"
+            )
         arguments = [f"--model_base_path={base_path}", *arguments[1:]]
     return int(serve_main(arguments) or 0)
 
@@ -203,14 +208,21 @@ def _report(options: argparse.Namespace) -> int:
 def _dag_airflow(options: argparse.Namespace) -> int:
     from pipeline.runners.airflow import write_dag
 
-    write_dag(
-        options.output,
-        preset=options.preset,
-        data=options.data,
-        run_dir=options.run_dir,
-        schedule=options.schedule,
-        overrides=options.overrides,
-    )
+    if options.output.is_dir():
+        raise InputError(f"--output {options.output}: is a folder; give a file in it, e.g. {options.output / 'dag.py'}")
+    try:
+        write_dag(
+            options.output,
+            preset=options.preset,
+            data=options.data,
+            run_dir=options.run_dir,
+            schedule=options.schedule,
+            overrides=options.overrides,
+        )
+    except OSError as error:
+        raise InputError(
+            f"--output {options.output}: cannot be written ({error.strerror}); give another file"
+        ) from None
     print(f"wrote {options.output}")
     return 0
 
