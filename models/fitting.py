@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.batches import LabelRules, TrainingBatches
 from models.config import TrainingConfig
-from models.input_pipeline import LabelRules, Sequences, TrainingBatches, TrainingData, query_batches, take
 from models.keras import keras, tf
-from models.metrics import ranking_metrics
+from models.ranking import Ranker, sample_sequences
+from models.training_data import TrainingData
 from models.two_tower import TwoTowerModel
 
-VALIDATION_BATCH = 128
 PREFETCHED_BATCHES = 4
 LOGGED_EVERY_STEPS = 20
 
@@ -124,70 +123,6 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
     if config.schedule == "constant":
         return warmup
     return warmup * max(0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))), 1e-3)
-
-
-class Ranker:
-    """Ranks the catalogue for many histories; traces its graph once per padded length, not once per call.
-
-    Args:
-        model: Scored with the weights it has when called.
-        batch_size: Histories scored at a time; memory is `batch_size * num_items` scores.
-    """
-
-    def __init__(self, model: TwoTowerModel, batch_size: int = VALIDATION_BATCH) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        self._score = tf.function(self._scores, reduce_retracing=False)
-
-    def _scores(self, batch: Any, table: Any, candidates: Any, bias: Any) -> Any:
-        return tf.matmul(self.model.query_vectors(batch["rows"], batch, table), candidates) + bias
-
-    def __call__(self, sequences: Sequences, k: int = 100) -> NDArray[np.int64]:
-        """The k best live items for each history, items in the history left out.
-
-        Returns:
-            Item rows `(num_sequences, min(k, num_items))`, best first; 0 where fewer remain.
-        """
-        model = self.model
-        table, bias = model.candidate_vectors(), model.item_bias()
-        candidates = tf.transpose(table)
-        dead = np.flatnonzero(~model.item_features.live)
-        k = min(k, model.num_items)
-        result = np.zeros((len(sequences), k), dtype=np.int64)
-        length = model.config.model.max_history_length
-        for chosen, arrays in query_batches(sequences, length, self.batch_size):
-            batch = {name: tf.constant(values) for name, values in arrays.items()}
-            scores = self._score(batch, table, candidates, bias).numpy()[: len(chosen)]
-            histories = take(sequences.rows, chosen)
-            scores[np.repeat(np.arange(len(chosen)), histories.lengths), histories.values] = -np.inf
-            scores[:, dead] = -np.inf
-            best = tf.math.top_k(scores, k)
-            result[chosen] = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), 0)
-        return result
-
-    def evaluate(self, sequences: Sequences, k: int = 100) -> dict[str, float]:
-        """Full-catalogue metrics of the ranking against the targets.
-
-        Raises:
-            ValueError: If the sequences hold no targets.
-        """
-        if sequences.targets is None:
-            raise ValueError("these sequences hold no targets; evaluate on the validation or test split")
-        targets = sequences.targets
-        return ranking_metrics(self(sequences, k), targets.values, targets.splits, (10, k), self.model.num_items)
-
-
-def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
-    """A random sample of whole sequences, in the same order; all of them if `count` is 0 or too large."""
-    if not count or count >= len(sequences):
-        return sequences
-    chosen = np.sort(np.random.default_rng(seed).choice(len(sequences), count, replace=False))
-    return Sequences(
-        rows=take(sequences.rows, chosen),
-        features={name: values[chosen] for name, values in sequences.features.items()},
-        targets=take(sequences.targets, chosen) if sequences.targets else None,
-        timestamps=take(sequences.timestamps, chosen) if sequences.timestamps else None,
-    )
 
 
 def fit(
@@ -464,11 +399,9 @@ class _Checkpoints:
 __all__ = [
     "EpochRecord",
     "FitResult",
-    "Ranker",
     "StepCallback",
     "fit",
     "learning_rate_factor",
     "make_optimizer",
     "make_strategy",
-    "sample_sequences",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from models.input_pipeline import Ragged
+from models.training_data import Ragged
 from models.two_tower import TwoTowerModel
 
 LONGEST_DISTANCE = 12

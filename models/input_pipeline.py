@@ -1,333 +1,22 @@
-"""Transformed examples to flat numpy arrays, and those to batches of few fixed shapes.
+"""Transformed examples to flat numpy arrays.
 
-Nothing here loops over rows in Python: examples are decoded by Arrow into values and row splits, and a
-batch is one gather from the flat values.
+Examples are decoded by Arrow into values and row splits; nothing loops over rows in Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import TrainingConfig, TwoTowerConfig
+from models.batches import LabelRules, TrainingBatches, gather_padded, query_batches
+from models.config import TwoTowerConfig
 from models.features import FeatureColumn, feature_column, uses_vocabulary, vocabulary_filename
+from models.training_data import ItemFeatures, Ragged, Sequences, TrainingData, take
 
-NUM_BUCKETS = 3
-LARGEST_BATCH_GROWTH = 4
 READ_BATCH = 4096
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of different lengths: row r is `values[splits[r]:splits[r + 1]]`."""
-
-    values: NDArray
-    splits: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.splits) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Values per row."""
-        return np.diff(self.splits)
-
-
-@dataclass(frozen=True)
-class ItemFeatures:
-    """The catalogue by item row; row 0 is padding.
-
-    Attributes:
-        features: Padded transformed candidate features `(num_items + 1, width)`, int32 ids or float32.
-        live: Bool `(num_items + 1,)`: may be recommended; False at row 0.
-        train_events: int64 `(num_items + 1,)`: events in the train split; 0 at row 0.
-    """
-
-    features: Mapping[str, NDArray]
-    live: NDArray[np.bool_]
-    train_events: NDArray[np.int64]
-
-    @property
-    def num_items(self) -> int:
-        """Items of the catalogue, without the padding row."""
-        return len(self.live) - 1
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Histories of many users, oldest item first.
-
-    Attributes:
-        rows: Item rows, 0 = unknown item.
-        features: Padded transformed query features `(num_users, width)`.
-        targets: Item rows to be found, for evaluation.
-        timestamps: Seconds, aligned with `rows`.
-        user_ids: Bytes, one per history.
-    """
-
-    rows: Ragged
-    features: Mapping[str, NDArray] = field(default_factory=dict)
-    targets: Ragged | None = None
-    timestamps: Ragged | None = None
-    user_ids: NDArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Everything that fitting needs.
-
-    Attributes:
-        items: The catalogue.
-        train: Histories to learn from.
-        validation: Histories with targets; None = no validation.
-        everything: All events of every user, for `refit`.
-        feature_sizes: Words of each vocabulary that Transform found, by vocabulary file name.
-    """
-
-    items: ItemFeatures
-    train: Sequences
-    validation: Sequences | None = None
-    everything: Sequences | None = None
-    feature_sizes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Pieces of histories to train on: window w reads `values[starts[w]:ends[w]]` and predicts one item further.
-
-    Attributes:
-        values: Item rows of all histories, one after another.
-        starts: First input of each window.
-        ends: One past the last input, which is the place of the last label.
-        owners: Which history (row of the query features) a window belongs to.
-    """
-
-    values: NDArray
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    owners: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Inputs per window."""
-        return self.ends - self.starts
-
-
-def cut_windows(histories: Ragged, length: int, every_event: bool) -> Windows:
-    """Cuts histories into windows of at most `length` inputs, the newest window first and full.
-
-    Args:
-        histories: Item rows, oldest first.
-        length: Most inputs of a window.
-        every_event: False keeps the newest window of each history only.
-
-    Returns:
-        Windows in which every event but a history's first is a label exactly once (with `every_event`).
-    """
-    num_labels = np.maximum(histories.lengths - 1, 0)
-    per_history = -(-num_labels // length)
-    if not every_event:
-        per_history = np.minimum(per_history, 1)
-    owners = np.repeat(np.arange(len(histories)), per_history)
-    first = np.cumsum(per_history) - per_history
-    back = np.arange(len(owners)) - first[owners]  # 0 = newest window of its history
-    ends = histories.splits[1:][owners] - 1 - back * length
-    starts = np.maximum(ends - length, histories.splits[:-1][owners])
-    return Windows(histories.values, starts, ends, owners)
-
-
-def bucket_lengths(max_length: int) -> NDArray[np.int64]:
-    """Padded lengths that batches may have: the longest, its half and its quarter; each costs a trace of the step."""
-    return np.unique([-(-max_length // 2**halvings) for halvings in range(NUM_BUCKETS)])
-
-
-def bucket_batch_size(batch_size: int, length: int, max_length: int, multiple: int = 1) -> int:
-    """Sequences in a batch of short windows: about as many items as one of the longest, within limits.
-
-    Args:
-        batch_size: Sequences in a batch of the longest windows.
-        length: Padded length of the bucket.
-        max_length: The longest bucket.
-        multiple: The result is a multiple of this (replicas).
-    """
-    growth = min(LARGEST_BATCH_GROWTH, max_length // length)
-    return -(-batch_size * max(growth, 1) // multiple) * multiple
-
-
-def gather_padded(values: NDArray, starts: NDArray, ends: NDArray, width: int) -> NDArray[np.int32]:
-    """Left-padded `(len(starts), width)`: row r holds `values[starts[r]:ends[r]]` at its right end."""
-    index = ends[:, None] - width + np.arange(width)
-    inside = index >= starts[:, None]
-    return np.where(inside, values[np.where(inside, index, 0)], 0).astype(np.int32)
-
-
-def recency_weights(timestamps: NDArray, half_life_days: float) -> NDArray[np.float32]:
-    """Weight of each event: halves for every `half_life_days` before the newest event; at most 1."""
-    age_days = (timestamps.max(initial=0) - timestamps) / 86_400
-    return (0.5 ** (age_days / half_life_days)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class LabelRules:
-    """What a position has to predict.
-
-    Attributes:
-        horizon: The label is drawn anew each epoch from so many events after the position; 1 = the next one.
-        novel: Skip labels that the history holds already, since answers leave those items out.
-        half_life_days: Of a label's weight, by its age; 0 = all labels count alike.
-    """
-
-    horizon: int = 1
-    novel: bool = True
-    half_life_days: float = 0.0
-
-    @classmethod
-    def of(cls, training: TrainingConfig) -> LabelRules:
-        """The rules of a configuration."""
-        return cls(training.label_horizon, training.novel_labels, training.recency_half_life_days)
-
-
-class TrainingBatches:
-    """Batches of one epoch after another, shuffled by seed and epoch.
-
-    Every worker of a multi-worker job draws the same batches and takes its share.
-
-    Args:
-        sequences: Histories to learn from.
-        max_length: Longest window.
-        batch_size: Sequences of a global batch.
-        every_event: Cut long histories into windows.
-        seed: Of order and labels.
-        multiple: Every batch is a multiple of this many sequences (replicas); padded with empty ones.
-        labels: What the positions predict.
-
-    Raises:
-        ValueError: If weights by age are asked for but the sequences carry no times.
-    """
-
-    def __init__(
-        self,
-        sequences: Sequences,
-        max_length: int,
-        batch_size: int,
-        *,
-        every_event: bool = True,
-        seed: int = 0,
-        multiple: int = 1,
-        labels: LabelRules | None = None,
-    ) -> None:
-        self.labels = labels or LabelRules()
-        half_life = self.labels.half_life_days
-        if half_life and sequences.timestamps is None:
-            raise ValueError(
-                "recency_half_life_days needs the time of each event, but the examples carry no "
-                "`history_timestamps`; set it to 0 or run SequenceGen again"
-            )
-        self.sequences = sequences
-        self.seed = seed
-        self.weights = (
-            recency_weights(sequences.timestamps.values, half_life) if half_life and sequences.timestamps else None
-        )
-        self.first_places = first_occurrences(sequences.rows) if self.labels.novel else None
-        self.windows = cut_windows(sequences.rows, max_length, every_event)
-        buckets = bucket_lengths(max_length)
-        of_window = np.searchsorted(buckets, self.windows.lengths)
-        self.buckets = []
-        for bucket, length in enumerate(buckets.tolist()):
-            members = np.flatnonzero(of_window == bucket)
-            if len(members):
-                size = bucket_batch_size(batch_size, length, max_length, multiple)
-                self.buckets.append((length, size, members))
-
-    @property
-    def num_positions(self) -> int:
-        """Positions that predict something in an epoch."""
-        return int(self.windows.lengths.sum())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return sum(-(-len(members) // size) for _, size, members in self.buckets)
-
-    def epoch(self, number: int) -> Iterator[dict[str, NDArray]]:
-        """Batches of one epoch: `rows`, `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
-
-        Args:
-            number: Of the epoch; with the seed it decides order and labels.
-        """
-        rng = np.random.default_rng((self.seed, number))
-        plan: list[tuple[int, int, NDArray]] = []
-        for length, size, members in self.buckets:
-            shuffled = rng.permutation(members)
-            plan.extend((length, size, shuffled[start : start + size]) for start in range(0, len(shuffled), size))
-        for step in rng.permutation(len(plan)):
-            length, size, chosen = plan[step]
-            yield self._batch(chosen, length, size, rng)
-
-    def _batch(self, chosen: NDArray, length: int, size: int, rng: np.random.Generator) -> dict[str, NDArray]:
-        windows, values = self.windows, self.windows.values
-        starts, ends, owners = windows.starts[chosen], windows.ends[chosen], windows.owners[chosen]
-        place = ends[:, None] - length + np.arange(length)
-        inside = place >= starts[:, None]
-        place = np.where(inside, place, 0)
-        ahead = rng.integers(1, self.labels.horizon + 1, place.shape) if self.labels.horizon > 1 else 1
-        of_label = np.minimum(place + ahead, self.sequences.rows.splits[1:][owners][:, None] - 1)
-        wanted = inside if self.first_places is None else inside & (self.first_places[of_label] > place)
-        batch = {
-            "rows": np.where(inside, values[place], 0).astype(np.int32),
-            "labels": np.where(wanted, values[of_label], 0).astype(np.int32),
-        }
-        if self.weights is not None:
-            batch["weights"] = np.where(wanted, self.weights[of_label], 0).astype(np.float32)
-        batch |= {name: feature[owners] for name, feature in self.sequences.features.items()}
-        missing = size - len(chosen)
-        if missing:
-            batch = {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()}
-        return batch
-
-
-def first_occurrences(histories: Ragged) -> NDArray[np.int64]:
-    """For each event, the place of its owner's first event on the same item."""
-    owners = np.repeat(np.arange(len(histories), dtype=np.int64), histories.lengths)
-    keys = owners * (int(histories.values.max(initial=0)) + 1) + histories.values
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
-
-
-def query_batches(
-    sequences: Sequences, max_length: int, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray]]]:
-    """The newest part of each history, similar lengths together.
-
-    Yields:
-        Indices into `sequences`, and `rows` int32 `(B, L)` with the query features; the last batch of a
-        bucket is padded with empty sequences, which have no index.
-    """
-    lengths = np.minimum(sequences.rows.lengths, max_length)
-    buckets = bucket_lengths(max_length)
-    of_sequence = np.searchsorted(buckets, lengths)
-    for bucket, length in enumerate(buckets):
-        members = np.flatnonzero(of_sequence == bucket)
-        for start in range(0, len(members), batch_size):
-            chosen = members[start : start + batch_size]
-            ends = sequences.rows.splits[1:][chosen]
-            batch = {"rows": gather_padded(sequences.rows.values, ends - lengths[chosen], ends, int(length))}
-            batch |= {name: values[chosen] for name, values in sequences.features.items()}
-            missing = batch_size - len(chosen)
-            yield (
-                chosen,
-                {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()},
-            )
 
 
 def read_columns(patterns: Sequence[str], schema: Any) -> dict[str, Ragged]:
@@ -364,14 +53,6 @@ def _ragged(columns: Sequence[Any], pa: Any) -> Ragged:
     typed = [part for part in values if not pa.types.is_null(part.type)]
     flat = pa.chunked_array(typed).to_numpy() if typed else np.zeros(0, dtype=np.int64)
     return Ragged(flat, np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]))
-
-
-def take(ragged: Ragged, order: NDArray) -> Ragged:
-    """Rows of a ragged array in another order."""
-    lengths = ragged.lengths[order]
-    splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    index = np.arange(splits[-1]) - np.repeat(splits[:-1] - ragged.splits[:-1][order], lengths)
-    return Ragged(ragged.values[index], splits)
 
 
 def dense_feature(ragged: Ragged, column: FeatureColumn) -> NDArray:
@@ -477,9 +158,7 @@ __all__ = [
     "Sequences",
     "TrainingBatches",
     "TrainingData",
-    "Windows",
-    "bucket_lengths",
-    "cut_windows",
+    "dense_feature",
     "gather_padded",
     "load_training_data",
     "query_batches",

@@ -15,9 +15,10 @@ import numpy as np
 from models.config import TrainingConfig, TwoTowerConfig
 from models.fitting import FitResult, fit, make_strategy
 from models.initialization import initialize_item_embeddings
-from models.input_pipeline import TrainingData, load_training_data
+from models.input_pipeline import load_training_data
 from models.keras import keras, tf
 from models.serving_graph.users import UserHistories
+from models.training_data import TrainingData
 from models.two_tower import TwoTowerModel
 
 TRAINING_FOLDER = "training"

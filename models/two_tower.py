@@ -18,9 +18,9 @@ from models import losses
 from models.config import TwoTowerConfig
 from models.features import FeatureColumn, feature_column
 from models.history_encoders import build_history_encoder
-from models.input_pipeline import ItemFeatures
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.towers import build_candidate_tower
+from models.training_data import ItemFeatures
 
 # isort: split
 import tensorflow_recommenders as tfrs

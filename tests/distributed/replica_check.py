@@ -12,8 +12,8 @@ import numpy as np
 
 from models.config import LossConfig, ModelConfig, TrainingConfig, TwoTowerConfig
 from models.fitting import make_strategy
-from models.input_pipeline import ItemFeatures
 from models.keras import keras, tf
+from models.training_data import ItemFeatures
 from models.two_tower import TwoTowerModel
 
 NUM_ITEMS = 11

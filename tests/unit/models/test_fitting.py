@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from models.config import LossConfig, ModelConfig, TrainingConfig, TwoTowerConfig
-from models.fitting import Ranker, fit, learning_rate_factor, make_strategy, sample_sequences
-from models.input_pipeline import ItemFeatures, Ragged, Sequences, TrainingData
+from models.fitting import fit, learning_rate_factor, make_strategy
 from models.keras import keras, tf
+from models.ranking import Ranker, sample_sequences
+from models.training_data import ItemFeatures, Ragged, Sequences, TrainingData
 from models.two_tower import TwoTowerModel
 
 NUM_ITEMS = 30
@@ -18,7 +19,10 @@ NUM_ITEMS = 30
 
 def cyclic_data(num_users: int = 60) -> TrainingData:
     rng = np.random.default_rng(0)
-    starts, lengths = rng.integers(0, NUM_ITEMS, num_users), rng.integers(9, 14, num_users)  # one padded length: one trace
+    starts, lengths = (
+        rng.integers(0, NUM_ITEMS, num_users),
+        rng.integers(9, 14, num_users),
+    )  # one padded length: one trace
     rows = [1 + (start + np.arange(length)) % NUM_ITEMS for start, length in zip(starts, lengths, strict=True)]
     splits = np.concatenate([[0], np.cumsum(lengths)])
     targets = np.array([1 + row[-1] % NUM_ITEMS for row in rows])
@@ -30,7 +34,9 @@ def cyclic_data(num_users: int = 60) -> TrainingData:
 
 
 def training(**options) -> TrainingConfig:
-    defaults = {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "warmup_steps": 5, "strategy": "one_device"} | {"windows": False}
+    defaults = {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "warmup_steps": 5, "strategy": "one_device"} | {
+        "windows": False
+    }
     return TrainingConfig(**defaults | options)
 
 

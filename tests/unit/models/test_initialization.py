@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 from scipy import sparse
 
 from models.initialization import co_occurrences, factorize, positive_pmi
-from models.input_pipeline import Ragged
+from models.training_data import Ragged
 
 
 def ragged(*lists: list[int]) -> Ragged:

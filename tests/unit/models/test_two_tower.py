@@ -7,8 +7,8 @@ import pytest
 
 from models.config import FeatureSpec, LossConfig, ModelConfig, TwoTowerConfig
 from models.history_encoders import ENCODERS
-from models.input_pipeline import ItemFeatures
 from models.keras import keras, tf
+from models.training_data import ItemFeatures
 from models.two_tower import TwoTowerModel, load
 
 NUM_ITEMS = 9
