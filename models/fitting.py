@@ -191,7 +191,7 @@ class _Fitting:
             self.optimizer.build(model.trainable_variables)
         model.compile(optimizer=self.optimizer)
         self.writer = tf.summary.create_file_writer(str(log_dir)) if log_dir else None
-        self.step_function = tf.function(self._step, jit_compile=training.jit_compile or None, reduce_retracing=False)
+        self.step_function = tf.function(self._step, jit_compile=training.jit_compile or None, autograph=False)
         self.records: list[EpochRecord] = []
         self.best_ndcg, self.best_epoch, self.best_weights = -1.0, 0, model.get_weights()
         self.steps, self.elapsed, self.cpu = 0, 0.0, 0.0

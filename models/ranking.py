@@ -27,7 +27,7 @@ class Ranker:
     def __init__(self, model: TwoTowerModel, batch_size: int = VALIDATION_BATCH) -> None:
         self.model = model
         self.batch_size = batch_size
-        self._score = tf.function(self._scores, reduce_retracing=False)
+        self._score = tf.function(self._scores, autograph=False)
 
     def _scores(self, batch: Any, table: Any, candidates: Any, bias: Any) -> Any:
         return tf.matmul(self.model.query_vectors(batch["rows"], batch, table), candidates) + bias
