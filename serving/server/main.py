@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.check()
         _check_ports(flags)
     except FlagError as error:
-        sys.stderr.write(f"{error}\n{usage(_PROGRAM)}")
+        sys.stderr.write(f"{error}\nAll flags: {_PROGRAM} --help\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # or every broken request fills the log
