@@ -47,14 +47,16 @@ def serialized_batches(uri: str, split: str) -> Iterator[list[bytes]]:
     Raises:
         SequencesError: The split has no file.
     """
-    from models.keras import tf
+    from tfx.dsl.io import fileio
 
-    files = sorted(tf.io.gfile.glob(f"{uri}/Split-{split}/*"))
+    from components.arrow_example_gen.example_files import read_records
+
+    files = sorted(fileio.glob(f"{uri}/Split-{split}/*"))
     if not files:
         raise SequencesError(f"{uri}: split {split!r} has no file; SequenceGen writes Split-{split}/*.gz")
-    compression = "GZIP" if files[0].endswith(".gz") else ""
-    for batch in tf.data.TFRecordDataset(files, compression_type=compression).batch(_READ_RECORDS):
-        yield batch.numpy().tolist()
+    for path in files:
+        with fileio.open(path, "rb") as stream:
+            yield from read_records(stream, path, _READ_RECORDS)
 
 
 def read_split(uri: str, split: str, columns: Sequence[str], limit: int = 0) -> dict[str, Lists]:
