@@ -1,5 +1,7 @@
 """The client against the embedded server, over both protocols, blocking and asyncio."""
 
+import socket
+
 import pytest
 
 from serving.client import AsyncClient, Client, ClientOptions, ProtocolName, Recommendation
@@ -54,9 +56,15 @@ def test_errors(recommender: ServerProcess, protocol: ProtocolName) -> None:
         client.recommend([])
     with Client(place, "tandem", options) as client, pytest.raises(RequestError):
         client.recommend(["a"], -1)
-    with Client(place, "tandem", ClientOptions(protocol, timeout_seconds=1e-6)) as client:
-        with pytest.raises(DeadlineError):
-            client.recommend(["a"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_never_answers_ends_with_the_deadline(protocol: ProtocolName) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(place, "tandem", ClientOptions(protocol, timeout_seconds=0.3)) as client:
+            with pytest.raises(DeadlineError):
+                client.recommend(["a"])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
