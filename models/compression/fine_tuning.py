@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from models.batches import LabelRules, TrainingBatches
 from models.compression.errors import CompressionError
 from models.config import TrainingConfig
 from models.fitting import StepCallback, learning_rate_factor, make_optimizer
-from models.input_pipeline import Sequences, TrainingBatches
+from models.input_pipeline import Sequences
 from models.keras import tf
 from models.two_tower import TwoTowerModel
 
@@ -48,7 +49,12 @@ class FineTuning:
         training = self.training
         length = model.config.model.max_history_length
         return TrainingBatches(
-            self.sequences, length, training.batch_size, every_event=training.windows, seed=training.seed
+            self.sequences,
+            length,
+            training.batch_size,
+            every_event=training.windows,
+            seed=training.seed,
+            labels=LabelRules.of(training),
         )
 
     def num_steps(self, model: TwoTowerModel) -> int:
@@ -90,7 +96,9 @@ class FineTuning:
 def _any_shape(model: TwoTowerModel, batch: dict[str, Any]) -> Any:
     """`train_step` of the model for batches of any size and length, traced once; returns the loss."""
     signature = {
-        name: tf.TensorSpec([None, None] if name in ("rows", "labels") else [None, *values.shape[1:]], values.dtype)
+        name: tf.TensorSpec(
+            [None, None] if name in ("rows", "labels", "weights") else [None, *values.shape[1:]], values.dtype
+        )
         for name, values in batch.items()
     }
     return tf.function(lambda data: model.train_step(data)["loss"], input_signature=[signature], autograph=False)
