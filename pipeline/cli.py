@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving.load import main as load_main
 
         return load_main(arguments[1:])
+    if arguments[:1] == ["deploy"]:
+        from serving.deploy.main import main as deploy_main
+
+        return deploy_main(arguments[1:])
     try:
         if arguments[:1] == ["serve"]:
             return _serve(arguments[1:])
@@ -48,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recommend(commands)
     _add_batch(commands)
     commands.add_parser("load", help="replay requests against a server and measure latency", add_help=False)
+    commands.add_parser("deploy", help="write files for TensorFlow Serving, sized by the run", add_help=False)
     _add_report(commands)
     _add_dag(commands)
     doctor = commands.add_parser("doctor", help="say what of this machine does not fit, and the mend")

@@ -21,14 +21,38 @@ def encode_record(data: bytes) -> bytes:
     return length + _CHECKSUM.pack(_masked_crc(length)) + data + _CHECKSUM.pack(_masked_crc(data))
 
 
-def read_records(path: Path) -> Iterator[bytes]:
+def whole_bytes(path: Path) -> int:
+    """Length of the file up to the end of its last whole record, by the lengths alone.
+
+    Raises:
+        RecordError: A length is damaged; what follows it cannot be found.
+    """
+    end, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            length, checksum = _HEADER.unpack(header)
+            if _masked_crc(header[:8]) != checksum:
+                raise RecordError(f"corrupted record at {end} of {path}")
+            following = end + _HEADER.size + length + _CHECKSUM.size
+            if following > size:
+                break
+            end = file.seek(following)
+    return end
+
+
+def read_records(path: Path, *, is_live: bool = False) -> Iterator[bytes]:
     """Reads a file record by record.
+
+    Args:
+        path: A TFRecord file.
+        is_live: Whether somebody may be appending: a last record that is not whole yet is left out.
 
     Raises:
         RecordError: The file is damaged; the message says at which byte.
     """
+    end = whole_bytes(path) if is_live else None
     with path.open("rb") as file:
-        while header := file.read(_HEADER.size):
+        while file.tell() != end and (header := file.read(_HEADER.size)):
             start = file.tell() - len(header)
             if len(header) < _HEADER.size:
                 raise RecordError(f"truncated record at {start} of {path}")

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import external_tools
 import numpy as np
 import pytest
 
@@ -36,3 +37,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says loudly what was not checked for want of a program."""
+    for name, tests in sorted(external_tools.missing.items()):
+        terminalreporter.write_line(
+            f"NOT CHECKED, {name} is not installed ({external_tools.how_to_install(name)}): {', '.join(sorted(tests))}",
+            yellow=True,
+            bold=True,
+        )

@@ -8,6 +8,7 @@ another. Why not TensorFlow's own BatchFunction op: docs/decisions/0042-batching
 
 import os
 import threading
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -74,6 +75,7 @@ class _Batch:
 
     feeds: list[Mapping[str, np.ndarray]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
     results: list[list[np.ndarray] | BaseException] = field(default_factory=list)
     full: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
@@ -81,6 +83,7 @@ class _Batch:
     def add(self, feeds: Mapping[str, np.ndarray], size: int) -> int:
         self.feeds.append(feeds)
         self.sizes.append(size)
+        self.arrivals.append(time.perf_counter())
         return len(self.feeds) - 1
 
 
@@ -100,7 +103,7 @@ class BatchingModel:
     Args:
         model: What runs the batches.
         scheduler: Shared batch threads.
-        metrics: Where the sizes of batches are counted.
+        metrics: Where the sizes of batches and the waiting for them are counted.
     """
 
     def __init__(self, model: ServedModel, scheduler: BatchScheduler, metrics: Metrics) -> None:
@@ -173,6 +176,9 @@ class BatchingModel:
             with scheduler.lock:
                 if self._open.get(key) is batch:
                     del self._open[key]
+            now = time.perf_counter()
+            for arrival in batch.arrivals:
+                self._metrics.observe_queueing(now - arrival)
             try:
                 batch.results = self._run(batch, fetches)
             except BaseException as error:

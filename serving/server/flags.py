@@ -61,6 +61,7 @@ class Flags:
     max_pending_requests: int = _flag(1024, "Tandem: requests admitted at once; one more is RESOURCE_EXHAUSTED / 429.")
     max_request_bytes: int = _flag(2**31 - 1, "Tandem: longest request accepted, after decompression.")
     probe_new_versions: bool = _flag(True, "Tandem: try a new version in a process of its own before replacing one.")
+    answer_cache_bytes: int = _flag(0, "Tandem: memory for answers to requests that come again; 0 keeps none.")
     request_log: str = _flag("", "Tandem: keep sampled requests as PredictionLog TFRecords in this file.")
     request_log_sampling_rate: float = _flag(0.01, "Tandem: share of the requests kept there.")
 
@@ -89,6 +90,8 @@ class Flags:
         for name in ("max_pending_requests", "max_request_bytes", "grpc_max_threads", "rest_api_timeout_in_ms"):
             if getattr(self, name) < 1:
                 raise FlagError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.answer_cache_bytes < 0:
+            raise FlagError(f"--answer_cache_bytes must not be negative, got {self.answer_cache_bytes}.")
         if not 0 <= self.request_log_sampling_rate <= 1:
             raise FlagError(f"--request_log_sampling_rate must be in 0..1, got {self.request_log_sampling_rate}.")
 

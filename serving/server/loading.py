@@ -1,13 +1,15 @@
-"""Turns a version folder into a model that answers: probe, load, warm up, batch."""
+"""Turns a version folder into a model that answers: probe, load, warm up, batch, cache."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.server.answer_cache import AnswerCache, CachingModel
 from serving.server.batching import BatchingModel, BatchScheduler, ServedModel
 from serving.server.metrics import Metrics
 from serving.server.saved_model import LoadedModel, SessionThreads
@@ -39,9 +41,10 @@ class ModelLoader:
 
     Args:
         options: Flags.
-        metrics: Where batches are counted.
+        metrics: Where loads and batches are counted.
         scheduler: Shared batch threads; None turns batching off.
         is_replacing: Whether a model of this name answers already.
+        cache: Keeps answers; None keeps none.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class ModelLoader:
         metrics: Metrics,
         scheduler: BatchScheduler | None,
         is_replacing: Callable[[str], bool],
+        cache: AnswerCache | None = None,
     ) -> None:
         self._options = options
         self._metrics = metrics
         self._scheduler = scheduler
         self._is_replacing = is_replacing
+        self._cache = cache
 
     def __call__(self, name: str, version: int, path: Path) -> ServedModel:
         """Loads one version.
@@ -62,10 +67,17 @@ class ModelLoader:
         Raises:
             StatusError: It does not load, or a warm-up record fails.
         """
-        if self._options.probe and self._is_replacing(name):
-            probe_version(path, self._options)
-        model = load_model(path, self._options)
-        return BatchingModel(model, self._scheduler, self._metrics) if self._scheduler else model
+        started = time.perf_counter()
+        try:
+            if self._options.probe and self._is_replacing(name):
+                probe_version(path, self._options)
+            loaded = load_model(path, self._options)
+        except BaseException:
+            self._metrics.count_load(path, time.perf_counter() - started, succeeded=False)
+            raise
+        self._metrics.count_load(path, time.perf_counter() - started, succeeded=True)
+        model: ServedModel = BatchingModel(loaded, self._scheduler, self._metrics) if self._scheduler else loaded
+        return CachingModel(model, self._cache, name, self._metrics) if self._cache else model
 
 
 def load_model(path: Path, options: LoadOptions) -> LoadedModel:

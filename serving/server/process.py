@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from aiohttp import web
 
+from serving.server.answer_cache import AnswerCache
 from serving.server.batching import BatchingParameters, BatchScheduler, ServedModel
 from serving.server.config_protos import read_text_config
 from serving.server.core import ServerCore
@@ -53,7 +54,8 @@ class ModelServer:
         self._config = self._read_config()
         self._metrics = Metrics()
         scheduler = BatchScheduler(_batching_parameters(flags)) if flags.enable_batching else None
-        loader = ModelLoader(_load_options(flags), self._metrics, scheduler, self._is_served)
+        self._cache = AnswerCache(flags.answer_cache_bytes) if flags.answer_cache_bytes else None
+        loader = ModelLoader(_load_options(flags), self._metrics, scheduler, self._is_served, self._cache)
         self._manager: VersionManager[ServedModel] = VersionManager(
             loader,
             poll_seconds=flags.file_system_poll_wait_seconds,
@@ -68,7 +70,9 @@ class ModelServer:
         self._add_gauges()
         self._credentials = _credentials(flags)
         self._request_log = (
-            RequestLog(Path(flags.request_log), flags.request_log_sampling_rate) if flags.request_log else None
+            RequestLog(Path(flags.request_log), flags.request_log_sampling_rate, metrics=self._metrics)
+            if flags.request_log
+            else None
         )
 
     def _read_config(self) -> Any:
@@ -81,6 +85,8 @@ class ModelServer:
 
     def _add_gauges(self) -> None:
         self._metrics.add_gauge(":tandem:serving:pending_requests", lambda: {"": self._pool.pending})
+        if (cache := self._cache) is not None:
+            self._metrics.add_gauge(":tandem:serving:answer_cache_bytes", lambda: {"": cache.num_bytes})
         self._metrics.add_gauge(
             ":tandem:serving:model_version",
             lambda: {
