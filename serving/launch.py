@@ -35,6 +35,7 @@ class ServerProcess:
         log_path: File for the output of the server; a temporary one by default.
 
     Attributes:
+        base_path: Folder that holds the version folders.
         grpc_address: `127.0.0.1:PORT`.
         rest_address: `127.0.0.1:PORT`.
         pid: Process id.
@@ -56,7 +57,7 @@ class ServerProcess:
         log_path: str | Path | None = None,
     ) -> None:
         self.model_name = model_name
-        self._base_path = Path(base_path).absolute()
+        self.base_path = Path(base_path).absolute()
         self._flags = list(flags)
         self._deadline_seconds = deadline_seconds
         self._log_is_temporary = log_path is None
@@ -117,11 +118,11 @@ class ServerProcess:
                 self._log_path.unlink()
 
     def _spawn(self) -> None:
-        grpc_port, rest_port = _free_ports(2)
+        grpc_port, rest_port = free_ports(2)
         self.grpc_address, self.rest_address = f"{_HOST}:{grpc_port}", f"{_HOST}:{rest_port}"
         command = [
             *(sys.executable, "-m", "serving.server"),
-            f"--model_base_path={self._base_path}",
+            f"--model_base_path={self.base_path}",
             f"--model_name={self.model_name}",
             f"--port={grpc_port}",
             f"--rest_api_port={rest_port}",
@@ -164,7 +165,8 @@ class ServerProcess:
         return self.log[-2000:]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
