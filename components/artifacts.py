@@ -38,3 +38,10 @@ BASELINES_FILE = "baselines.json"
 VARIANTS_FILE = "variants.json"
 RETRIEVAL_METRICS_FILE = "retrieval_metrics.json"
 TRAINING_FOLDER = "training"
+# Inside a transform graph: one file per vocabulary, line n (from 0) is row n + 1, and what changed in them.
+VOCABULARIES_FOLDER = "vocabularies"
+VOCABULARIES_SUMMARY_FILE = "summary.json"
+# Verdicts of a validator, inside its anomalies.
+CHECKS_FILE = "checks.json"
+# Custom property of statistics: the table they describe.
+TABLE_PROPERTY = "table"

@@ -67,14 +67,43 @@ class SplitConfig(Record):
 
 
 class ValidationConfig(Record):
-    """Thresholds of the checks that block a run."""
+    """Thresholds of the checks that block a run.
 
+    Attributes:
+        schema_folder: Folder with a curated schema per table (`items.pbtxt`, …), relative to the preset's file;
+            `tandem schema` writes the first draft. Empty = the schema follows from the preset alone.
+        min_items_with_features: Share of items with a value in any feature of the candidate tower.
+        max_timestamp_tie_share: Share of events at the same second as another event of their user.
+        max_user_event_share, max_item_event_share: Share of all events of the most active user, of the
+            most frequent item.
+        allow_duplicate_items: Keep the first row of a repeated catalogue id instead of stopping.
+        max_drift: Distance of each column to the last run's data: the largest change of one value's share
+            (L-infinity) for strings, the Jensen-Shannon divergence for numbers, the change of the share
+            of missing values for both. All three lie in [0, 1].
+        max_drift_of: The same for single columns: `"items.price" = 0.1`.
+        min_rows_of_previous: Rows of each table, as a share of the last run's.
+        serving_log: File or pattern of logged requests (TFRecord of `PredictionLog` or of tf.Examples) to compare
+            with the training examples; empty = the histories of the test split stand in.
+        max_skew, max_skew_of: Distance between training and serving examples, as `max_drift`.
+        max_leaked_targets: Share of validation and test targets that are not later than the history they are
+            predicted from, or are part of it.
+        max_repeated_targets: Share of targets whose item is in the history already: no answer can hold them.
+    """
+
+    schema_folder: str = ""
     min_items_with_features: float = Field(0.5, ge=0, le=1)
     max_timestamp_tie_share: float = Field(1.0, ge=0, le=1)
     max_user_event_share: float = Field(0.5, gt=0, le=1)
     max_item_event_share: float = Field(0.5, gt=0, le=1)
-    max_drift: float = Field(0.3, gt=0)
     allow_duplicate_items: bool = False
+    max_drift: float = Field(0.3, gt=0, le=1)
+    max_drift_of: dict[str, float] = {}
+    min_rows_of_previous: float = Field(0.5, ge=0)
+    serving_log: str = ""
+    max_skew: float = Field(0.3, gt=0, le=1)
+    max_skew_of: dict[str, float] = {}
+    max_leaked_targets: float = Field(0.0, ge=0, le=1)
+    max_repeated_targets: float = Field(1.0, ge=0, le=1)
 
 
 class EvaluationConfig(Record):

@@ -12,6 +12,8 @@ message without a traceback and exits with code 2.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input that the user can mend. The message is written for the user."""
@@ -30,7 +32,15 @@ class BadValueError(InputError):
 
 
 class DataAnomalyError(InputError):
-    """The data as a whole breaks the schema or a configured check."""
+    """The data as a whole breaks the schema or a configured check.
+
+    Attributes:
+        record: What the checks measured, for the report of the run that they stop; empty if nothing was.
+    """
+
+    def __init__(self, message: str, *, record: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.record = record or {}
 
 
 __all__ = ["BadValueError", "DataAnomalyError", "InputError", "MissingInputError", "UnreadableFileError"]

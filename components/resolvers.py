@@ -1,4 +1,4 @@
-"""Which earlier artifacts a run builds on: the last blessed model, the previous item vocabulary.
+"""Which earlier artifacts a run builds on: the last blessed model, the previous vocabulary and statistics.
 
 TFX's own strategies take the latest artifact, which after a run is that run's own result: the same
 run again would then compare a model with itself, or extend a vocabulary by itself, and nothing
@@ -8,6 +8,7 @@ rerun resolves what the first run resolved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,8 +18,12 @@ from tfx.dsl.components.common import resolver
 from tfx.dsl.io import fileio
 from tfx.types import Artifact
 
+from components.artifacts import TABLE_PROPERTY
+
 _OUTPUT = metadata_store_pb2.Event.OUTPUT
 _INPUT = metadata_store_pb2.Event.INPUT
+_DONE = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
+_STATISTICS = "_statistics"
 
 ArtifactLists = dict[str, list[Artifact]]
 
@@ -80,19 +85,84 @@ class PreviousVocabularyStrategy(resolver.ResolverStrategy):
 
     def resolve_artifacts(self, store: Any, input_dict: ArtifactLists) -> ArtifactLists:
         """See the class; the data channels are passed through."""
-        current = {
-            artifact.id for key, artifacts in input_dict.items() if key != "vocabulary" for artifact in artifacts
-        }
-        vocabularies = {artifact.id: artifact for artifact in input_dict["vocabulary"]}
-        sources = _sources(store, vocabularies)
-        own = [number for number in vocabularies if any(current <= inputs for inputs in sources.get(number, []))]
-        older = [
-            number
-            for number, artifact in vocabularies.items()
-            if number not in own and (not own or number < min(own)) and fileio.exists(artifact.uri)
-        ]
-        found = [vocabularies[max(older)]] if older else []
-        return {**input_dict, "vocabulary": found}
+        return {**input_dict, "vocabulary": _from_other_data(store, input_dict, "vocabulary")}
+
+
+class PreviousTransformStrategy(resolver.ResolverStrategy):
+    """The newest transform graph from before the current sequences, whose vocabularies are continued.
+
+    Channels: `transform_graph` of the whole pipeline; all others are this run's data. Resolves as
+    `PreviousVocabularyStrategy` does.
+    """
+
+    def resolve_artifacts(self, store: Any, input_dict: ArtifactLists) -> ArtifactLists:
+        """See the class; the data channels are passed through."""
+        return {**input_dict, "transform_graph": _from_other_data(store, input_dict, "transform_graph")}
+
+
+def _from_other_data(store: Any, input_dict: ArtifactLists, wanted: str) -> list[Artifact]:
+    """The newest artifact older than the first that was made from all artifacts of the other channels."""
+    current = {artifact.id for key, artifacts in input_dict.items() if key != wanted for artifact in artifacts}
+    known = {artifact.id: artifact for artifact in input_dict[wanted]}
+    sources = _sources(store, known)
+    own = [number for number in known if any(current <= inputs for inputs in sources.get(number, []))]
+    older = [
+        number
+        for number, artifact in known.items()
+        if number not in own and (not own or number < min(own)) and fileio.exists(artifact.uri)
+    ]
+    return [known[max(older)]] if older else []
+
+
+class PreviousStatisticsStrategy(resolver.ResolverStrategy):
+    """For each table, the newest statistics of other data that passed their checks.
+
+    Channels: `<table>` holds this run's examples, `<table>_statistics` the statistics of the whole
+    pipeline. Resolves `<table>_statistics` to the one of that table that a validator let pass last
+    before it first let this data's own pass, or to nothing. Statistics of a run that was stopped
+    are passed over: bad data is no yardstick for the data that mends it.
+
+    Example:
+        Resolver(
+            strategy_class=PreviousStatisticsStrategy,
+            items=items_gen.outputs["examples"],
+            items_statistics=Channel(type=ExampleStatistics),
+        ).with_id("PreviousStatistics")
+    """
+
+    def resolve_artifacts(self, store: Any, input_dict: ArtifactLists) -> ArtifactLists:
+        """See the class; the examples are passed through."""
+        result = dict(input_dict)
+        for key in input_dict:
+            if not key.endswith(_STATISTICS):
+                continue
+            table = key.removesuffix(_STATISTICS)
+            current = {artifact.id for artifact in input_dict[table]}
+            found = {a.id: a for a in input_dict[key] if a.get_string_custom_property(TABLE_PROPERTY) == table}
+            accepted = _accepted(store, found)
+            sources = _sources(store, found)
+            own = {number for number in found if any(current <= inputs for inputs in sources.get(number, []))}
+            until = min((accepted[number] for number in own & set(accepted)), default=math.inf)
+            usable = [
+                n for n, time in accepted.items() if n not in own and time < until and fileio.exists(found[n].uri)
+            ]
+            result[key] = [found[max(usable, key=lambda number: (accepted[number], number))]] if usable else []
+        return result
+
+
+def _accepted(store: Any, artifact_ids: Iterable[int]) -> dict[int, int]:
+    """Milliseconds at which a validator first let statistics pass, by artifact id; only those that one let pass."""
+    readers: dict[int, list[tuple[int, int]]] = {}
+    for event in store.get_events_by_artifact_ids(sorted(artifact_ids)):
+        if event.type == _INPUT and [step.key for step in event.path.steps][:1] == ["statistics"]:
+            readers.setdefault(event.execution_id, []).append((event.artifact_id, event.milliseconds_since_epoch))
+    executions = store.get_executions_by_id(sorted(readers)) if readers else []
+    first: dict[int, int] = {}
+    for execution in executions:
+        if execution.last_known_state in _DONE:
+            for number, time in readers[execution.id]:
+                first[number] = min(first.get(number, time), time)
+    return first
 
 
 def _newest_first(store: Any, artifact_ids: Iterable[int]) -> list[int]:

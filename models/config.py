@@ -30,7 +30,8 @@ class FeatureSpec(Record):
         column: Column of `items.*` or `users.*`; the name when empty.
         embedding_dim: Width of each embedding vector.
         vocabulary_size: Largest vocabulary, or number of hash buckets for `text`.
-        oov_buckets: Buckets for values outside the vocabulary.
+        min_count: Occurrences that a new value needs for a row of its own; a value that has one keeps it.
+        oov_buckets: Rows shared by the values without one: rare, unknown, or too many.
         normalization: Of a `numeric` feature.
         num_buckets: Quantile buckets of a `numeric` feature with `bucketize`.
         ngrams: Longest word n-gram of `text`.
@@ -43,6 +44,7 @@ class FeatureSpec(Record):
     column: str = ""
     embedding_dim: int = Field(16, ge=1, le=1024)
     vocabulary_size: int = Field(10_000, ge=1, le=10_000_000)
+    min_count: int = Field(1, ge=1)
     oov_buckets: int = Field(1, ge=1, le=100_000)
     normalization: Literal["zscore", "log", "bucketize"] = "zscore"
     num_buckets: int = Field(10, ge=2, le=1000)

@@ -16,6 +16,8 @@ HOURS = 24
 WEEKDAYS = 7
 RECENCY_BUCKETS = 16
 TIMESTAMP_PARTS = 3
+# Name of the vocabulary of user ids: line n (from 0) is the user of row n + 1.
+USER_VOCABULARY = "users"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ __all__ = [
     "HOURS",
     "RECENCY_BUCKETS",
     "TIMESTAMP_PARTS",
+    "USER_VOCABULARY",
     "WEEKDAYS",
     "FeatureColumn",
     "feature_column",

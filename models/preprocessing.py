@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from models.config import FeatureSpec, TwoTowerConfig
-from models.features import HOURS, RECENCY_BUCKETS, WEEKDAYS, FeatureColumn, vocabulary_filename
+from models.features import (
+    HOURS,
+    RECENCY_BUCKETS,
+    WEEKDAYS,
+    FeatureColumn,
+    feature_width,
+    vocabulary_filename,
+)
 from models.keras import tf
 
 # isort: split
@@ -30,7 +37,8 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
 
     Args:
         inputs: `SparseTensor` of every raw key, as SequenceGen writes them.
-        custom_config: `two_tower` holds the JSON of `TwoTowerConfig`.
+        custom_config: `two_tower` holds the JSON of `TwoTowerConfig`, `vocabularies` the folder of vocabularies
+            that continue the last run's; without it TFT makes them.
 
     Returns:
         `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
@@ -46,13 +54,14 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
         if key in inputs:
             rows = tft.apply_vocabulary(inputs[key], vocabulary, default_value=-1)
             outputs[key] = with_values(rows, rows.values + 1)
+    folder = custom_config.get("vocabularies", "")
     for spec in config.features:
         if spec.raw_name not in inputs:
             raise ValueError(
                 f"feature {spec.name!r} reads the column {spec.source_column!r}, which the data lacks "
                 f"(no key {spec.raw_name!r}); correct `column` or remove the feature"
             )
-        outputs[spec.transformed_name] = TRANSFORMS[spec.kind](inputs[spec.raw_name], spec, inputs)
+        outputs[spec.transformed_name] = TRANSFORMS[spec.kind](inputs[spec.raw_name], spec, inputs, folder)
     return outputs
 
 
@@ -87,19 +96,27 @@ def without_empty(sparse: Any) -> Any:
     return tf.sparse.retain(sparse, tf.not_equal(sparse.values, ""))
 
 
-def transform_vocabulary(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
-    """Categorical and multi-valued: ids from 1; out-of-vocabulary buckets after the known words."""
-    width = spec.max_values if spec.kind == "multi_valued" else 1
-    ids = tft.compute_and_apply_vocabulary(
-        first_values(without_empty(as_strings(values)), width),
-        top_k=spec.vocabulary_size,
-        num_oov_buckets=spec.oov_buckets,
-        vocab_filename=vocabulary_filename(spec),
-    )
-    return with_values(ids, ids.values + 1)
+def transform_vocabulary(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
+    """Categorical and multi-valued: ids from 1, the out-of-vocabulary buckets first, then the words by row.
+
+    The buckets come first so that a vocabulary may grow without moving any row of the embedding table.
+    """
+    words = first_values(without_empty(as_strings(values)), feature_width(spec))
+    rows = tft.apply_vocabulary(words, feature_vocabulary(words, spec, folder), default_value=-1)
+    buckets = tf.strings.to_hash_bucket_fast(words.values, spec.oov_buckets)
+    return with_values(rows, 1 + tf.where(rows.values < 0, buckets, rows.values + spec.oov_buckets))
 
 
-def transform_numeric(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+def feature_vocabulary(words: Any, spec: FeatureSpec, folder: str) -> Any:
+    """The file that continues the last run's, or one by frequency where there is no such file."""
+    name = vocabulary_filename(spec)
+    if not folder:
+        return tft.vocabulary(words, top_k=spec.vocabulary_size, vocab_filename=name)
+    tft.annotate_asset(name, name)  # By this name TFT finds the asset and its size again.
+    return tf.constant(f"{folder}/{name}")
+
+
+def transform_numeric(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
     """Numeric: z-score, z-score of the signed log, or quantile bucket (ids from 1)."""
     numbers = first_values(with_values(values, to_float(values.values, spec)), 1)
     numbers = tf.sparse.retain(numbers, tf.math.is_finite(numbers.values))
@@ -125,7 +142,7 @@ def to_float(values: Any, spec: FeatureSpec) -> Any:
     return tf.cast(values, tf.float32)
 
 
-def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
     """Timestamp: three ids, hour of day, day of week (Monday first) and age before the newest training event."""
     if values.dtype == tf.string:
         raise ValueError(
@@ -150,7 +167,7 @@ def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
     )
 
 
-def transform_text(values: Any, spec: FeatureSpec, inputs: Inputs) -> Any:
+def transform_text(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
     """Text: lower-cased words and n-grams of letters and digits, hashed to ids from 1."""
     text = tf.strings.lower(as_strings(values).values, encoding="utf-8")
     text = tf.strings.strip(tf.strings.regex_replace(text, r"[^\p{L}\p{N}]+", " "))
@@ -184,7 +201,7 @@ def dense_features(transformed: Mapping[str, Any], columns: Sequence[FeatureColu
     return dense
 
 
-TRANSFORMS: Mapping[str, Callable[[Any, FeatureSpec, Inputs], Any]] = {
+TRANSFORMS: Mapping[str, Callable[[Any, FeatureSpec, Inputs, str], Any]] = {
     "categorical": transform_vocabulary,
     "multi_valued": transform_vocabulary,
     "numeric": transform_numeric,

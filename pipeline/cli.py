@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_batch(commands)
     commands.add_parser("load", help="replay requests against a server and measure latency", add_help=False)
     commands.add_parser("deploy", help="write files for TensorFlow Serving, sized by the run", add_help=False)
+    _add_schema(commands)
     _add_report(commands)
     _add_dag(commands)
     doctor = commands.add_parser("doctor", help="say what of this machine does not fit, and the mend")
@@ -108,6 +109,16 @@ def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     batch.add_argument("--output", type=Path, required=True, help="Parquet to write: user_id, item_id, rank, score")
     batch.add_argument("-k", type=int, default=100, help="results per request (default: 100)")
     batch.set_defaults(call=_batch)
+
+
+def _add_schema(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    schema = commands.add_parser("schema", help="infer a schema from a data set once, to curate beside the preset")
+    schema.add_argument("preset", help="name of a preset, or a .toml file")
+    schema.add_argument("--data", type=Path, required=True, help="data set folder")
+    schema.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for TABLE.pbtxt")
+    schema.add_argument("--force", action="store_true", help="replace files that are there")
+    schema.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    schema.set_defaults(call=_schema)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -200,6 +211,17 @@ def _batch(options: argparse.Namespace) -> int:
 
     count = answer_requests(options.model, options.requests, options.output, options.k)
     print(f"answered {count} requests: {options.output}")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from pipeline.commands.schema import write_schemas
+    from pipeline.config import load_config
+
+    config = load_config(options.preset, options.overrides)
+    for path in write_schemas(config, options.data, options.output, force=options.force):
+        print(f"wrote {path}")
+    print(f'Curate them, and set data.validation.schema_folder = "{options.output}" in the preset')
     return 0
 
 

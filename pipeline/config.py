@@ -124,7 +124,16 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
     document.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(document, override)
-    return parse_config(document, str(path))
+    return _with_absolute_schema(parse_config(document, str(path)), path.resolve().parent)
+
+
+def _with_absolute_schema(config: RunConfig, folder: Path) -> RunConfig:
+    """The schema folder is named relative to the preset, whoever reads it and from where."""
+    validation = config.data.validation
+    if not validation.schema_folder:
+        return config
+    validation = validation.model_copy(update={"schema_folder": str(folder / validation.schema_folder)})
+    return config.model_copy(update={"data": config.data.model_copy(update={"validation": validation})})
 
 
 def parse_config(document: Mapping[str, Any], source: str) -> RunConfig:
@@ -159,13 +168,26 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # A bare word is a string: --set training.strategy=mirrored.
-    *parents, leaf = key.strip().split(".")
+    *parents, leaf = _key_parts(key.strip())
     table = document
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a table")
     table[leaf] = value
+
+
+def _key_parts(key: str) -> list[str]:
+    """Parts of a dotted TOML key; a quoted part may hold dots: `data.validation.max_drift_of."items.price"`."""
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.split(".")
+    parts = []
+    while isinstance(node, dict):
+        ((part, node),) = node.items()
+        parts.append(part)
+    return parts
 
 
 def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:

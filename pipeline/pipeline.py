@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 from tfx import types
-from tfx.components import Trainer, Transform
+from tfx.components import Trainer
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration import metadata
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
-from tfx.types.standard_artifacts import Model, ModelBlessing
+from tfx.types.channel import BaseChannel
+from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelBlessing, TransformGraph
 
-from components.arrow_example_gen.columns import Table, table_columns
+from components.arrow_example_gen.columns import Column, Table, table_columns
 from components.arrow_example_gen.component import ArrowExampleGen
 from components.artifacts import ItemVocabulary
 from components.baselines.component import RetrievalBaselines
@@ -20,14 +24,22 @@ from components.evaluation.component import Evaluator
 from components.example_validator.component import BlockingExampleValidator
 from components.infra_validator.component import ServedModelValidator
 from components.pusher.component import AtomicPusher
-from components.resolvers import LastBlessedModelStrategy, PreviousVocabularyStrategy
+from components.resolvers import (
+    LastBlessedModelStrategy,
+    PreviousStatisticsStrategy,
+    PreviousTransformStrategy,
+    PreviousVocabularyStrategy,
+)
 from components.schema_gen.component import DeclaredSchemaGen
-from components.schema_gen.declared import declared_schema
 from components.sequence_gen.component import SequenceGen
+from components.sequence_validator.component import SequenceValidator
+from components.sequence_validator.serving_log import log_files
 from components.statistics_gen.component import ArrowStatisticsGen
+from components.transform.component import StableTransform
 from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
+from pipeline.schemas import table_schema, tables_of
 
 
 def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
@@ -40,44 +52,67 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
     Returns:
         A pipeline for any TFX runner; nothing is read or written here.
     """
-    interactions = ingest_nodes("interactions", "Interactions", config, paths)
-    items = ingest_nodes("items", "Items", config, paths)
-    users = ingest_nodes("users", "Users", config, paths) if config.two_tower().tower_features("query") else []
+    tables = {table: ingest_nodes(table, config, paths) for table in tables_of(config)}
+    examples = {name: table.examples for name, table in tables.items()}
+
+    # Drift is measured against the last data that passed its checks.
+    previous_statistics = Resolver(
+        strategy_class=PreviousStatisticsStrategy,
+        **examples,
+        **{f"{name}_statistics": types.Channel(type=ExampleStatistics) for name in tables},
+    ).with_id("PreviousStatistics")
+    validators = [validator(table, previous_statistics, config) for table in tables.values()]
 
     # Rows of the item vocabulary never change number: the last run's vocabulary is continued.
     previous_vocabulary = Resolver(
         strategy_class=PreviousVocabularyStrategy,
         vocabulary=types.Channel(type=ItemVocabulary),
-        interactions=interactions[0].outputs["examples"],
+        interactions=examples["interactions"],
     ).with_id("PreviousVocabulary")
 
     # Cleaned, deduplicated histories per user, split in time.
     sequences = SequenceGen(
-        interactions=interactions[0].outputs["examples"],
-        items=items[0].outputs["examples"],
-        users=users[0].outputs["examples"] if users else None,
+        **examples,
         previous_vocabulary=previous_vocabulary.outputs["vocabulary"],
         config=config.data.model_dump_json(include={"columns", "cleaning", "split"}),
         features=[feature.model_dump_json() for feature in config.features],
         code_version=code_version("components.sequence_gen.component"),
     )
     # Nothing is learnt from data that failed its checks.
-    sequences.add_upstream_nodes([nodes[-1] for nodes in (interactions, items, users) if nodes])
+    sequences.add_upstream_nodes(validators)
+
+    # What was written is checked once more: no target in its own history, no training event after its target.
+    sequence_validator = SequenceValidator(
+        sequences=sequences.outputs["examples"],
+        protocol=config.data.split.protocol,
+        features=[feature.model_dump_json() for feature in config.features],
+        config=config.data.validation,
+        serving_log_files=json.dumps(log_files(log)) if (log := config.data.validation.serving_log) else "",
+        code_version=code_version("components.sequence_validator.component"),
+    )
+
+    # Rows of feature values and users never change number either.
+    previous_transform = Resolver(
+        strategy_class=PreviousTransformStrategy,
+        transform_graph=types.Channel(type=TransformGraph),
+        examples=sequences.outputs["examples"],
+    ).with_id("PreviousTransform")
 
     # One graph of lookups and feature transforms, for training and for serving.
-    transform = Transform(
+    transform = StableTransform(
         examples=sequences.outputs["examples"],
         schema=sequences.outputs["schema"],
+        previous_transform_graph=previous_transform.outputs["transform_graph"],
         preprocessing_fn="models.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(
             analyze=["catalogue", "train"], transform=["catalogue", "train", "validation", "all"]
         ),
-        disable_statistics=True,  # The raw tables have theirs; they would take half of this node's time.
         custom_config={
             "two_tower": config.two_tower().model_dump_json(),
-            "code_version": code_version("models.preprocessing"),
+            "code_version": code_version("models.preprocessing", "components.transform.component"),
         },
-    )
+    ).with_id("Transform")
+    transform.add_upstream_node(sequence_validator)
 
     trainer = Trainer(
         run_fn="models.trainer.run_fn",
@@ -154,11 +189,13 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         pipeline_name=config.name,
         pipeline_root=str(paths.artifacts),
         components=[
-            *interactions,
-            *items,
-            *users,
+            *(node for table in tables.values() for node in table.nodes),
+            previous_statistics,
+            *validators,
             previous_vocabulary,
             sequences,
+            sequence_validator,
+            previous_transform,
             transform,
             trainer,
             compressor,
@@ -174,8 +211,29 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
     )
 
 
-def ingest_nodes(table: Table, name: str, config: RunConfig, paths: RunPaths) -> list[BaseNode]:
-    """Reads one table, and stops the run if it breaks its schema: generator, statistics, schema, validator."""
+@dataclass(frozen=True)
+class TableNodes:
+    """The nodes that read one table and describe it.
+
+    Attributes:
+        name: `interactions`, `items` or `users`.
+        columns: What is read of it.
+        nodes: Generator, statistics and schema.
+    """
+
+    name: Table
+    columns: tuple[Column, ...]
+    nodes: tuple[BaseNode, BaseNode, BaseNode]
+
+    @property
+    def examples(self) -> BaseChannel:
+        """The table as tf.Examples."""
+        return self.nodes[0].outputs["examples"]
+
+
+def ingest_nodes(table: Table, config: RunConfig, paths: RunPaths) -> TableNodes:
+    """Reads one table: generator, statistics, schema."""
+    name = table.capitalize()
     columns = table_columns(table, config.data, config.features)
     examples = ArrowExampleGen(
         str(paths.data),
@@ -185,16 +243,24 @@ def ingest_nodes(table: Table, name: str, config: RunConfig, paths: RunPaths) ->
         code_version=code_version("components.arrow_example_gen.component"),
     ).with_id(f"{name}Gen")
     statistics = ArrowStatisticsGen(
-        examples=examples.outputs["examples"], code_version=code_version("components.statistics_gen.component")
-    ).with_id(f"{name}Statistics")
-    schema = DeclaredSchemaGen(declared_schema(table, columns)).with_id(f"{name}Schema")
-    validator = BlockingExampleValidator(
         examples=examples.outputs["examples"],
+        table=table,
+        code_version=code_version("components.statistics_gen.component"),
+    ).with_id(f"{name}Statistics")
+    schema = DeclaredSchemaGen(table_schema(table, config)).with_id(f"{name}Schema")
+    return TableNodes(table, columns, (examples, statistics, schema))
+
+
+def validator(table: TableNodes, previous_statistics: Resolver, config: RunConfig) -> BaseNode:
+    """Stops the run if a table breaks its schema or a check."""
+    _, statistics, schema = table.nodes
+    return BlockingExampleValidator(
+        examples=table.examples,
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
-        table=table,
-        columns=columns,
+        previous_statistics=previous_statistics.outputs[f"{table.name}_statistics"],
+        table=table.name,
+        columns=table.columns,
         config=config.data,
         code_version=code_version("components.example_validator.component"),
-    ).with_id(f"{name}Validator")
-    return [examples, statistics, schema, validator]
+    ).with_id(f"{table.name.capitalize()}Validator")

@@ -16,11 +16,11 @@ def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
     Returns:
         One tf.Example per row; a missing value is a feature without values.
     """
-    columns = [_as_lists(column) for column in batch.columns]
+    columns = [as_lists(column) for column in batch.columns]
     return RecordBatchToExamplesEncoder().encode(pa.RecordBatch.from_arrays(columns, batch.schema.names))
 
 
-def _as_lists(values: pa.Array) -> pa.Array:
+def as_lists(values: pa.Array) -> pa.Array:
     """`large_list` of bytes, int64 or float32, the layout of the encoder."""
     if pa.types.is_large_list(values.type):
         return values

@@ -131,6 +131,29 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
     )
 
 
+def read_table(
+    data_dir: str | Path,
+    table: Table,
+    config: DataConfig,
+    features: Sequence[FeatureSpec],
+    observe: Callable[[pa.RecordBatch], None],
+) -> TableDescription:
+    """Reads one table and hands its good rows on, batch by batch, from several threads.
+
+    Raises:
+        InputError: See `check_dataset`.
+    """
+    spanned = table == "interactions"
+    sources = find_files(
+        os.fspath(data_dir),
+        table,
+        window=config.window if spanned else "",
+        exclude_spans=config.exclude_spans if spanned else (),
+    )
+    columns = table_columns(table, config, features)
+    return _check_table(table, sources, _plan(sources, columns), columns, config, observe)
+
+
 def _warnings(
     table: Table, description: TableDescription, features: Sequence[FeatureSpec], config: DataConfig
 ) -> Iterable[str]:

@@ -8,7 +8,10 @@ from components.example_validator.checks import Check
 
 _NEW_COLUMN = anomalies_pb2.AnomalyInfo.SCHEMA_NEW_COLUMN
 _MENDS = (
-    ("COMPARATOR", "check what changed in the source since the last run, or raise data.validation.max_drift"),
+    ("UNEXPECTED_STRING", "add the value to the feature's domain in the curated schema, or correct it in the source"),
+    ("OUT_OF_RANGE", "correct the values, or widen the feature's domain in the curated schema"),
+    ("TYPE_BIG", "correct the values, or widen the feature's domain in the curated schema"),
+    ("TYPE_SMALL", "correct the values, or widen the feature's domain in the curated schema"),
     ("NOT_PRESENT", "fill the column, or take the feature out of the preset"),
     ("PRESENCE", "fill the column, or take the feature out of the preset"),
     ("FRACTION", "fill the column, or take the feature out of the preset"),

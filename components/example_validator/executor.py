@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import tensorflow_data_validation as tfdv
 from tfx import types
 from tfx.components.example_validator import executor, labels
 from tfx.components.statistics_gen import stats_artifact_utils
@@ -20,19 +19,22 @@ from tfx.utils import writer_utils
 
 from components.arrow_example_gen.columns import Column, columns_from_json
 from components.arrow_example_gen.example_files import read_examples
+from components.artifacts import CHECKS_FILE
 from components.config import ColumnsConfig, ValidationConfig
 from components.errors import DataAnomalyError
 from components.example_validator.anomalies import describe, drop_undeclared
 from components.example_validator.checks import Check, check_interactions, check_items, check_users
-
-CHECKS_FILE = "checks.json"
+from components.example_validator.comparisons import check_rows, compare, without_comparators
+from components.example_validator.comparisons import failed as failed_comparisons
+from components.example_validator.data_validation import validate_statistics
+from components.example_validator.distributions import Comparison
 
 
 class Executor(executor.Executor):
     """Validates one table; a broken rule stops the run.
 
     The anomalies artifact holds TFX's `SchemaDiff.pb` and `checks.json`: every check with value, threshold,
-    verdict and message.
+    verdict and message, and every column's distance to the last run with the two distributions.
     """
 
     def Do(
@@ -48,39 +50,60 @@ class Executor(executor.Executor):
         """
         self._table = exec_properties["table"]
         self._previous = input_dict.get("previous_statistics") or []
+        self._config = ValidationConfig.model_validate_json(exec_properties["validation"])
         self._checks: list[Check] = []
+        self._drift: list[Comparison] = []
         output = super().Do(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(input_dict["examples"])
-        if all(check.passed for check in self._checks):
-            self._checks += _domain_checks(self._table, examples, exec_properties)
-        record = {"table": self._table, "checks": [_finite(check.to_record()) for check in self._checks]}
+        if self._schema_holds:
+            self._checks += _domain_checks(self._table, examples, exec_properties, self._config)
+        record = {
+            "table": self._table,
+            "checks": [_finite(check.to_record()) for check in self._checks],
+            "drift": [comparison.to_record(self._table) for comparison in self._drift],
+        }
         uri = artifact_utils.get_single_uri(output_dict["anomalies"])
         with fileio.open(os.path.join(uri, CHECKS_FILE), "w") as file:
             file.write(json.dumps(record, indent=1))
-        failed = [check.message for check in self._checks if not check.passed]
+        failed = [check.message for check in (*self._checks, *failed_comparisons(self._drift)) if not check.passed]
         if failed:
-            raise DataAnomalyError("\n".join(failed))
+            raise DataAnomalyError("\n".join(failed), record=record)
         return output
 
     def _Validate(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
         """Compares statistics with the schema, and with the previous run's if there are any."""
-        previous = None
+        current, previous = inputs[standard_component_specs.STATISTICS_KEY], None
         if self._previous:
             previous = stats_artifact_utils.load_statistics(self._previous[0], "all").proto()
-        anomalies = tfdv.validate_statistics(
-            statistics=inputs[standard_component_specs.STATISTICS_KEY],
+        anomalies = validate_statistics(
+            statistics=current,
             schema=inputs[standard_component_specs.SCHEMA_KEY],
             previous_statistics=previous,
         )
         drop_undeclared(anomalies)
-        self._checks += describe(anomalies, self._table)
+        schema_checks = describe(without_comparators(anomalies), self._table)
+        self._schema_holds = all(check.passed for check in schema_checks)
+        self._checks += schema_checks
+        if previous is not None:
+            self._drift += compare(
+                anomalies,
+                previous,
+                current,
+                table=self._table,
+                kind="drift",
+                reference_name="the last run",
+                config=self._config,
+            )
+            before, after = (int(statistics.datasets[0].num_examples) for statistics in (previous, current))
+            self._checks.append(check_rows(before, after, self._table, self._config))
         path = os.path.join(outputs[labels.SCHEMA_DIFF_PATH], executor.DEFAULT_FILE_NAME)
         writer_utils.write_anomalies(path, anomalies)
         return anomalies
 
 
-def _domain_checks(table: str, examples: types.Artifact, exec_properties: dict[str, Any]) -> list[Check]:
-    config = ValidationConfig.model_validate_json(exec_properties["validation"])
+def _domain_checks(
+    table: str, examples: types.Artifact, exec_properties: dict[str, Any], config: ValidationConfig
+) -> list[Check]:
     names = ColumnsConfig.model_validate_json(exec_properties["column_names"])
     columns = columns_from_json(exec_properties["columns"])
     if table == "interactions":

@@ -8,6 +8,8 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.arrow_example_gen.columns import ROW_COLUMN, Column, Table
+from components.config import ValidationConfig
+from components.example_validator.distributions import threshold_of
 
 _TYPES = {
     "id": schema_pb2.BYTES,
@@ -19,7 +21,9 @@ _TYPES = {
 MAX_SECONDS = 99_999_999_999
 
 
-def declared_schema(table: Table, columns: Sequence[Column], *, max_drift: float = 0.0) -> schema_pb2.Schema:
+def declared_schema(
+    table: Table, columns: Sequence[Column], validation: ValidationConfig | None = None
+) -> schema_pb2.Schema:
     """Builds the schema that the examples of a table must meet.
 
     Required columns have exactly one value in every row. The others may be missing in some rows, but
@@ -28,8 +32,8 @@ def declared_schema(table: Table, columns: Sequence[Column], *, max_drift: float
     Args:
         table: The table; `interactions` have a row number.
         columns: From `table_columns`.
-        max_drift: Largest distance to the previous run's statistics: the Jensen-Shannon divergence of
-            numbers, the largest change of one value's share (infinity norm) of strings; 0 = not compared.
+        validation: Largest distances to the last run's statistics; None = not compared. The moment of an
+            event is not compared (a later window has later events), nor are the ids of a table of ids.
 
     Returns:
         A schema for TensorFlow Data Validation.
@@ -48,18 +52,27 @@ def declared_schema(table: Table, columns: Sequence[Column], *, max_drift: float
         if column.kind == "seconds":
             feature.int_domain.min = 0 if column.event_time else -MAX_SECONDS
             feature.int_domain.max = MAX_SECONDS
-        if max_drift and not column.required:
-            drift = feature.drift_comparator
-            if column.kind in ("number", "seconds"):
-                drift.jensen_shannon_divergence.threshold = max_drift
-            else:
-                drift.infinity_norm.threshold = max_drift
+        if validation and is_compared(table, column):
+            set_threshold(feature.drift_comparator, feature.type, threshold_of(table, column.name, validation))
     if table == "interactions":
         row = schema.feature.add(name=ROW_COLUMN, type=schema_pb2.INT)
         row.presence.min_fraction, row.presence.min_count = 1.0, 1
         row.value_count.min = row.value_count.max = 1
         row.int_domain.min = 0
     return schema
+
+
+def is_compared(table: Table, column: Column) -> bool:
+    """True for columns whose distribution says something: features, weights, and who and what in the events."""
+    return not column.event_time and (table == "interactions" or not column.required)
+
+
+def set_threshold(comparator: schema_pb2.FeatureComparator, kind: int, threshold: float) -> None:
+    """Numbers by the Jensen-Shannon divergence, strings by the largest change of one value's share."""
+    if kind == schema_pb2.BYTES:
+        comparator.infinity_norm.threshold = threshold
+    else:
+        comparator.jensen_shannon_divergence.threshold = threshold
 
 
 def schema_text(schema: schema_pb2.Schema) -> str:

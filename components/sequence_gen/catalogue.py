@@ -41,6 +41,11 @@ class Vocabulary:
         """Rows that are not live."""
         return int((~self.is_live).sum())
 
+    def retired_ids(self, most: int) -> list[str]:
+        """The first rows that are not live, as text."""
+        gone = self.ids.filter(pa.array(~self.is_live)).slice(0, most)
+        return [item.decode(errors="replace") for item in gone.to_pylist()]
+
     @property
     def num_new(self) -> int:
         """Rows appended by this run."""

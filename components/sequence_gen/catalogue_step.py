@@ -17,6 +17,7 @@ from components.sequence_gen.record_files import encoded_batches, write_records
 from components.sequence_gen.request import SequenceRequest
 
 _ITEMS_PER_SHARD = 65_536
+_MOST_NAMED = 20
 _NO_IDS = pa.array([], pa.large_binary())
 _NO_STATISTICS = pa.table(
     {"item": _NO_IDS} | {name: pa.array([], pa.int64()) for name in ("first_time", *catalogue.ITEM_COUNTS)}
@@ -54,6 +55,7 @@ class WriteCatalogue(beam.DoFn):
         facts = {
             **totals,
             "catalogue": catalogue.describe(vocabulary, counts, by_row, table, repeated),
+            "retired_ids": vocabulary.retired_ids(_MOST_NAMED),
             "item_types": {name: str(table.schema.field(name).type) for name in table.column_names},
         }
         _write_bytes(request.facts_path, json.dumps(facts, sort_keys=True).encode())

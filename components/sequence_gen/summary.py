@@ -132,7 +132,10 @@ def summarise(facts: Facts, data: DataConfig, sizes: Mapping[str, int]) -> dict[
         "last_timestamp": facts["last_timestamp"],
         "largest_user_event_share": round(facts["most_user_events"] / facts["interactions"], 6),
         "largest_item_event_share": round(items["most_item_events"] / facts["interactions"], 6),
-        "catalogue": {name: n for name, n in items.items() if not name.startswith(("cold_", "most_"))},
+        "catalogue": {
+            **{name: n for name, n in items.items() if not name.startswith(("cold_", "most_"))},
+            "retired_ids": facts.get("retired_ids", []),
+        },
         "duplicate_users": facts["duplicate_users"],
         "bytes": dict(sizes),
         "bytes_per_interaction": {

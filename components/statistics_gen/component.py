@@ -13,7 +13,7 @@ from components.statistics_gen import executor
 class ArrowStatisticsGenSpec(ComponentSpec):
     """Examples in, statistics out."""
 
-    PARAMETERS = {"code_version": ExecutionParameter(type=str)}
+    PARAMETERS = {"table": ExecutionParameter(type=str), "code_version": ExecutionParameter(type=str)}
     INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
     OUTPUTS = {"statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics)}
 
@@ -24,14 +24,16 @@ class ArrowStatisticsGen(base_beam_component.BaseBeamComponent):
     Args:
         examples: Examples of any splits.
         code_version: Hash of our sources.
+        table: What the examples are; the statistics carry it, so that the next run finds those to compare with.
     """
 
     SPEC_CLASS = ArrowStatisticsGenSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
-    def __init__(self, examples: types.BaseChannel, *, code_version: str):
+    def __init__(self, examples: types.BaseChannel, *, code_version: str, table: str = ""):
         spec = ArrowStatisticsGenSpec(
             examples=examples,
+            table=table,
             code_version=code_version,
             statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
         )

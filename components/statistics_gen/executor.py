@@ -14,6 +14,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 
 from components.arrow_example_gen.example_files import read_examples
+from components.artifacts import TABLE_PROPERTY
 from components.statistics_gen.summaries import TableSummary
 
 
@@ -32,6 +33,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         statistics = artifact_utils.get_single_instance(output_dict["statistics"])
         statistics.split_names = examples.split_names
         statistics.span = examples.span
+        if exec_properties.get("table"):
+            statistics.set_string_custom_property(TABLE_PROPERTY, exec_properties["table"])
         with self._make_beam_pipeline() as pipeline:
             for split in artifact_utils.decode_split_names(examples.split_names):
                 folder = artifact_utils.get_split_uri([examples], split)

@@ -72,5 +72,8 @@ def check_data(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
         InputError: What is wrong, where, and the mend.
     """
     from components.arrow_example_gen.preflight import check_dataset
+    from pipeline.schemas import table_schema, tables_of
 
+    for table in tables_of(config):
+        table_schema(table, config)
     return check_dataset(paths.data, config.data, config.features).warnings

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.errors import InputError
+from components.errors import DataAnomalyError, InputError
 from pipeline.commands.data import check_data, check_generate, generate_data
 from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths
@@ -68,6 +68,12 @@ def run(
         except NodeError as error:
             console.fail(str(error))
             return _EXIT_FAULT
+        except DataAnomalyError as error:
+            from pipeline.report import write_report
+
+            write_report(paths, config, (), stopped=error)
+            console.fail(f"Stopped: the data broke a check. All checks are in {paths.root / 'report.html'}")
+            raise
         return _conclude(config, paths, results, console, ask=ask, seconds=time.perf_counter() - started)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report.schema import Report
 
 if TYPE_CHECKING:
+    from components.errors import DataAnomalyError
     from pipeline.config import RunConfig
     from pipeline.paths import RunPaths
 
@@ -18,17 +19,20 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 __all__ = ["Report", "load_report", "rebuild_html", "write_report"]
 
 
-def write_report(paths: RunPaths, config: RunConfig, results: Sequence[Any]) -> Report:
+def write_report(
+    paths: RunPaths, config: RunConfig, results: Sequence[Any], stopped: DataAnomalyError | None = None
+) -> Report:
     """Writes `report.json` and `report.html` of the newest run.
 
     Args:
         paths: The run folder.
         config: The preset of the run.
         results: What each node cost; empty where the runner does not measure it.
+        stopped: The broken check that ended the run early.
     """
     from pipeline.report.collect import collect_report
 
-    report = collect_report(paths.metadata, config.name, results)
+    report = collect_report(paths.metadata, config.name, results, stopped)
     _write(paths.root / REPORT_JSON, report.model_dump_json(indent=2) + "\n")
     rebuild_html(paths.root)
     return report

@@ -13,11 +13,15 @@ from typing import Any
 
 from components.artifacts import (
     BASELINES_FILE,
+    CHECKS_FILE,
     RETRIEVAL_METRICS_FILE,
     SUMMARY_FILE,
     TRAINING_FOLDER,
     VARIANTS_FILE,
+    VOCABULARIES_FOLDER,
+    VOCABULARIES_SUMMARY_FILE,
 )
+from components.errors import DataAnomalyError
 from pipeline.report.run_artifacts import NodeRun, read_latest_run
 from pipeline.report.schema import (
     DataSection,
@@ -32,7 +36,7 @@ from pipeline.report.schema import (
 )
 
 _SERVING_FOLDER = "Format-Serving"
-_CHECKS_FILE, _INGEST_FILE, _HISTORY_FILE = "checks.json", "ingest.json", "history.json"
+_INGEST_FILE, _HISTORY_FILE = "ingest.json", "history.json"
 _PACKAGES = (
     "tandem-recommender",
     "tensorflow",
@@ -51,7 +55,9 @@ _PACKAGES = (
 _COMPRESS_CHUNK = 1 << 20
 
 
-def collect_report(metadata_path: Path, name: str, node_results: Sequence[Any] = ()) -> Report:
+def collect_report(
+    metadata_path: Path, name: str, node_results: Sequence[Any] = (), stopped: DataAnomalyError | None = None
+) -> Report:
     """The report of the newest run.
 
     Args:
@@ -59,6 +65,7 @@ def collect_report(metadata_path: Path, name: str, node_results: Sequence[Any] =
         name: Name of the preset.
         node_results: What each node cost, with the attributes of `ResourceRow`; taken from the metadata
             (times only) when empty.
+        stopped: What ended the run before its end; the node that found it has left no artifact.
 
     Raises:
         MissingInputError: There is no run.
@@ -71,12 +78,13 @@ def collect_report(metadata_path: Path, name: str, node_results: Sequence[Any] =
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         pushed=pushed,
         blessed=bool(evaluation.get("blessed")),
+        stopped=str(stopped or ""),
         model=model,
-        data=_data(nodes),
+        data=_data(nodes, stopped.record if stopped else {}),
         metrics=_metrics(evaluation),
         baselines=_json(nodes, "RetrievalBaselines", "metrics", BASELINES_FILE).get("baselines", {}),
         gate=GateSection(rules=evaluation.get("rules", []), last_blessed=evaluation.get("last_blessed")),
-        infra_validation=InfraSection.model_validate(_json(nodes, "InfraValidator", "blessing", _CHECKS_FILE)),
+        infra_validation=InfraSection.model_validate(_json(nodes, "InfraValidator", "blessing", CHECKS_FILE)),
         training=TrainingSection.model_validate(_json(nodes, "Trainer", "model", TRAINING_FOLDER, _HISTORY_FILE)),
         compression=[
             VariantRow.model_validate(row)
@@ -133,20 +141,33 @@ def _compressed_bytes(path: Path) -> int:
     return size + len(compressor.flush())
 
 
-def _data(nodes: Mapping[str, NodeRun]) -> DataSection:
+def _data(nodes: Mapping[str, NodeRun], stopped_record: Mapping[str, Any]) -> DataSection:
     summary = _json(nodes, "SequenceGen", "summary", SUMMARY_FILE)
     summary.pop("schema_version", None)
     first, last = summary.get("first_timestamp"), summary.get("last_timestamp")
     if first is not None and last is not None:
         summary["time_range"] = {"first": _iso(first), "last": _iso(last)}
-    checks, ingest = [], {}
-    for name in nodes:
-        found = _json(nodes, name, "anomalies", _CHECKS_FILE)
-        checks += [{"table": found["table"], **check} for check in found.get("checks", [])]
-        read = _json(nodes, name, "examples", _INGEST_FILE)
-        if read:
-            ingest[name.removesuffix("Gen").lower()] = read
-    return DataSection.model_validate({**summary, "checks": checks, "ingest": ingest})
+    verdicts = [found for name in nodes if (found := _json(nodes, name, "anomalies", CHECKS_FILE))]
+    ingest = {
+        name.removesuffix("Gen").lower(): read
+        for name in nodes
+        if (read := _json(nodes, name, "examples", _INGEST_FILE))
+    }
+    rows = _json(nodes, "Transform", "transform_graph", VOCABULARIES_FOLDER, VOCABULARIES_SUMMARY_FILE)
+    found = {**summary, **_verdicts([*verdicts, stopped_record]), "ingest": ingest, "vocabularies": rows}
+    return DataSection.model_validate(found)
+
+
+def _verdicts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Checks and comparisons of all validators; `skew_reference` says what served as serving examples."""
+    found: dict[str, Any] = {
+        "checks": [{"table": record["table"], **check} for record in records for check in record.get("checks", [])],
+        "drift": [row for record in records for row in record.get("drift", [])],
+        "skew": [row for record in records for row in record.get("skew", [])],
+    }
+    for record in records:
+        found |= {key: record[key] for key in ("skew_reference", "serving_examples") if key in record}
+    return found
 
 
 def _iso(seconds: float) -> str:

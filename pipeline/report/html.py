@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
 import jinja2
 
+from pipeline.report import data_section
 from pipeline.report.plots import all_plots
 from pipeline.report.schema import Report
 
@@ -37,8 +38,31 @@ def render_html(report: Report) -> str:
         slices=slice_groups(report),
         plots=plots,
         total_seconds=sum(row.wall_seconds for row in report.resources),
+        row_counts=data_section.row_counts(report.data),
+        other_tables=list(data_section.other_tables(report.data)),
+        split_facts=data_section.split_facts(report.data),
+        verdicts=data_section.verdict_rows(report.data),
+        vocabularies=data_section.vocabulary_rows(report.data),
+        comparisons=list(comparisons(report, plots)),
     )
     return page
+
+
+def comparisons(report: Report, plots: Mapping[str, str]) -> Iterable[tuple[str, str, list[dict[str, Any]], str]]:
+    """Title, note, rows and picture of drift and skew, where they were measured."""
+    data = report.data
+    if data.checks and not report.stopped and not data.drift:
+        yield "Drift against the last run", "The first data of this run folder: nothing to compare with yet.", [], ""
+    elif data.drift:
+        note = "Every column against the last data that passed its checks. L∞: largest change of one value's share; "
+        note += "JS: Jensen-Shannon divergence."
+        rows = data_section.largest_distances(data, "drift")
+        yield "Drift against the last run", note, rows, plots.get("drift", "")
+    if data.skew:
+        reference = data.model_dump().get("skew_reference", "serving examples")
+        note = f"What the model is asked against what it was trained on; serving examples: {reference}."
+        rows = data_section.largest_distances(data, "skew")
+        yield "Skew between training and serving", note, rows, plots.get("skew", "")
 
 
 def headline_cards(report: Report) -> Iterable[tuple[str, str, str]]:

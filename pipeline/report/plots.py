@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from pipeline.report.data_plots import comparison_panels
 from pipeline.report.schema import Report, ResourceRow, VariantRow
 
 INK, MUTED, GRID = "#1c2433", "#667085", "#e4e7ec"
@@ -34,13 +35,15 @@ _STYLE = {
 
 
 def all_plots(report: Report) -> dict[str, str]:
-    """SVG by name: `training`, `metrics`, `variants`, `resources`; only those that have data."""
+    """SVG by name: `training`, `metrics`, `variants`, `resources`, `drift`, `skew`; only those that have data."""
     plots: dict[str, Figure | None] = {}
     with rc_context(_STYLE):
         plots["training"] = training_curve(report.training.history, report.training.model_dump().get("best_epoch"))
         plots["metrics"] = metric_bars(_compared(report))
         plots["variants"] = variant_bars(report.compression)
         plots["resources"] = resource_bars(report.resources)
+        plots["drift"] = comparison_panels(report.data.drift, "the last run", "this run")
+        plots["skew"] = comparison_panels(report.data.skew, "training", "serving")
         return {name: _svg(figure) for name, figure in plots.items() if figure is not None}
 
 

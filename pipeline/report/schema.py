@@ -42,8 +42,25 @@ class Check(OpenSection):
     passed: bool
 
 
+class ComparisonRow(OpenSection):
+    """One distance of one column to a reference; `distributions` holds `labels`, `before` and `after`."""
+
+    table: str
+    column: str
+    measure: str
+    value: float
+    threshold: float
+    passed: bool
+    message: str
+    distributions: dict[str, list[Any]] | None = None
+
+
 class DataSection(OpenSection):
-    """What came in, what was dropped and why, what the splits hold. `dropped` adds up with `interactions`."""
+    """What came in, what was dropped and why, what the splits hold. `dropped` adds up with `interactions`.
+
+    `drift` compares the columns with the last run's, `skew` training examples with serving examples.
+    `catalogue` (items) and `vocabularies` (users, values of features) count rows: new, retired, rare.
+    """
 
     users: int = 0
     items: int = 0
@@ -56,6 +73,9 @@ class DataSection(OpenSection):
     dropped: dict[str, int] = {}
     ingest: dict[str, dict[str, Any]] = {}
     checks: list[Check] = []
+    drift: list[ComparisonRow] = []
+    skew: list[ComparisonRow] = []
+    vocabularies: dict[str, dict[str, Any]] = {}
 
 
 class SliceRow(OpenSection):
@@ -130,13 +150,14 @@ class TrainingSection(OpenSection):
 
 
 class Report(Section):
-    """All of `report.json`."""
+    """All of `report.json`. `stopped` says why a check of the data ended the run, sections of later nodes are empty."""
 
     schema_version: Literal[1] = 1
     name: str
     created: str
     pushed: bool
     blessed: bool
+    stopped: str = ""
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)

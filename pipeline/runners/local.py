@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import InputError
+from components.errors import DataAnomalyError, InputError
 from pipeline.runners.console import Console
 
 _PR_SET_PDEATHSIG = 1
@@ -216,6 +216,8 @@ def _in_fork(name: str, work: Callable[[], dict[str, Any]], log_file: Path, show
         raise NodeError(f"{name} {reason}; its log is {log_file}. Run the same command again to go on from here.")
     if "error" in outcome:
         if outcome["is_input_error"]:
+            if record := outcome.get("record"):
+                raise DataAnomalyError(outcome["error"], record=record)
             raise InputError(outcome["error"])
         raise NodeError(f"{name} failed: {outcome['error']}\nIts log is {log_file}.")
     return NodeResult(
@@ -247,7 +249,10 @@ def _be_node_process(parent: int, work: Callable[[], dict[str, Any]], log_file: 
             code = 0
         except Exception as error:
             traceback.print_exc()
-            outcome = {"error": _message(error), "is_input_error": _input_error(error) is not None}
+            found = _input_error(error)
+            outcome = {"error": _message(error), "is_input_error": found is not None}
+            if isinstance(found, DataAnomalyError):
+                outcome["record"] = found.record
         sys.stdout.flush()
         sys.stderr.flush()
         os.write(result, json.dumps(outcome).encode())

@@ -33,6 +33,7 @@ NODES = {
     "UsersSchema",
     "UsersValidator",
     "SequenceGen",
+    "SequenceValidator",
     "Transform",
     "Trainer",
     "Compressor",
@@ -41,7 +42,7 @@ NODES = {
     "InfraValidator",
     "Pusher",
 }
-RESOLVERS = {"PreviousVocabulary", "LastBlessedModel"}
+RESOLVERS = {"PreviousStatistics", "PreviousVocabulary", "PreviousTransform", "LastBlessedModel"}
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -123,6 +124,11 @@ def test_report_holds_the_contract(output: Path) -> None:
     assert sum(row["chosen"] for row in report["compression"]) == 1
     data = report["data"]
     assert data["interactions"] + sum(data["dropped"].values()) == 6000
+    verdicts = {check["name"]: check["passed"] for check in data["checks"]}
+    assert {"timestamp_ties", "duplicate_items", "target_in_history", "unknown_history_items"} <= set(verdicts)
+    assert all(verdicts.values()) and all(row["passed"] for row in data["skew"])
+    assert {row["column"] for row in data["skew"]} == {"history", "history_length", "user_country"}
+    assert set(data["vocabularies"]) == {"users", "vocabulary_candidate_categories", "vocabulary_query_country"}
     html = (output / "report.html").read_text()
     assert "http://" not in html.replace("http://www.w3.org", "") and "<img" in html or "<svg" in html
 
@@ -210,3 +216,16 @@ def test_a_model_below_the_gate_is_refused_and_leaves_nothing(output: Path) -> N
     assert report["pushed"] is False and report["blessed"] is False
     assert "No model was pushed" in result.stdout
     assert "popularity" in result.stdout
+
+
+def test_data_that_breaks_a_check_stops_the_run_and_the_report_says_why(output: Path) -> None:
+    before, artifacts = versions(output), sorted((output / "artifacts" / "InteractionsValidator").rglob("checks.json"))
+    result = run(output, "--set", "data.validation.max_item_event_share=0.001")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "data.validation.max_item_event_share" in result.stderr and "Traceback" not in result.stderr
+    assert versions(output) == before
+    assert sorted((output / "artifacts" / "InteractionsValidator").rglob("checks.json")) == artifacts
+    report = json.loads((output / "report.json").read_text())
+    assert (report["pushed"], report["blessed"]) == (False, False)
+    assert [check["name"] for check in report["data"]["checks"] if not check["passed"]] == ["item_event_share"]
+    assert "stopped by a check of the data" in (output / "report.html").read_text()

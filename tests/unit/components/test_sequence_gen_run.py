@@ -239,6 +239,7 @@ def test_rows_of_the_last_run_are_kept(tmp_path: Path) -> None:
     assert [record["item_live"] for record in read_split(tmp_path, "catalogue")] == [[0], [1], [1], [1], [1], [1]]
     counts = {name: summary["catalogue"][name] for name in ("rows", "live", "retired", "new")}
     assert counts == {"rows": 6, "live": 5, "retired": 1, "new": 4}
+    assert summary["catalogue"]["retired_ids"] == ["gone"]
 
 
 def test_the_users_table_is_optional(tmp_path: Path) -> None:

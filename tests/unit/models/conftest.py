@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,22 @@ def transformed(tmp_path_factory: pytest.TempPathFactory) -> Transformed:
     return run_transform(tmp_path_factory.mktemp("transform"))
 
 
+def write_vocabularies(folder: Path, records: dict[str, list[dict]]) -> str:
+    """What the Transform component writes before TFT runs: words by falling count, then by text."""
+    counts: dict[str, Counter[str]] = {}
+    for split, tower in (("catalogue", "candidate"), ("train", "query")):
+        for spec in (f for f in FEATURES if f.tower == tower and f.kind in ("categorical", "multi_valued")):
+            width = spec.max_values if spec.kind == "multi_valued" else 1
+            words = [word for record in records[split] for word in record.get(spec.raw_name, [])[:width]]
+            counts[f"vocabulary_{spec.transformed_name}"] = Counter(words)
+    target = folder / "vocabularies"
+    target.mkdir()
+    for name, found in counts.items():
+        words = sorted(found, key=lambda word, found=found: (-found[word], word))
+        (target / name).write_text("".join(f"{word}\n" for word in words))
+    return str(target)
+
+
 def run_transform(folder: Path) -> Transformed:
     from models.preprocessing import preprocessing_fn
 
@@ -139,7 +156,7 @@ def run_transform(folder: Path) -> Transformed:
     )
     adapter = source.TensorAdapterConfig()
     patterns: dict[str, list[str]] = {}
-    custom_config = {"two_tower": config.model_dump_json()}
+    custom_config = {"two_tower": config.model_dump_json(), "vocabularies": write_vocabularies(folder, records)}
     with beam.Pipeline(runner="DirectRunner") as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
         read = {
             split: pipeline

@@ -47,13 +47,14 @@ def test_unknown_item_is_row_zero(tables) -> None:
     assert starts.count(0) == 1
 
 
-def test_categorical_ids_start_at_one_and_missing_stays_absent(tables) -> None:
+def test_categorical_ids_follow_the_buckets_and_missing_stays_absent(tables) -> None:
     catalogue = tables["catalogue"]
     assert catalogue[3].get("candidate_category", []) == []
-    # c1 and c2: 3 items each (1, 7, 10 and 2, 5, 11), c0: 3 items (3, 6, 9): ties fall in reverse order of the text.
+    # c1 and c2: 3 items each (1, 7, 10 and 2, 5, 11), c0: 3 items (3, 6, 9): lines c0, c1, c2 after the one bucket.
     ids = {record["item_row"][0]: record.get("candidate_category") for record in catalogue}
-    assert ids[1] == ids[7] == ids[10] and ids[3] == ids[6] == ids[9]
-    assert sorted({ids[1][0], ids[2][0], ids[3][0]}) == [1, 2, 3]
+    assert ids[3] == ids[6] == ids[9] == [2]
+    assert ids[1] == ids[7] == ids[10] == [3]
+    assert ids[2] == ids[5] == ids[11] == [4]
 
 
 def test_multi_valued_is_clipped(tables) -> None:
@@ -95,9 +96,11 @@ def test_text_words_and_bigrams_are_hashed(tables) -> None:
     assert tables["catalogue"][0]["candidate_title"] == expected[:6]
 
 
-def test_out_of_vocabulary_country_has_its_own_ids(transformed) -> None:
-    got = serve(transformed, {"user_country": [["elsewhere"]]})
-    assert got["query_country"].values.numpy()[0] in (4, 5)
+def test_out_of_vocabulary_countries_share_the_first_ids(transformed) -> None:
+    places = [serve(transformed, {"user_country": [[f"elsewhere {n}"]]}) for n in range(20)]
+    assert {int(got["query_country"].values.numpy()[0]) for got in places} == {1, 2}
+    known = serve(transformed, {"user_country": [["k0"]]})["query_country"].values.numpy()
+    assert known[0] in (3, 4, 5)
 
 
 def test_serving_needs_history_and_query_features_only(transformed) -> None:
@@ -113,7 +116,7 @@ def test_dense_features_pad_and_clip(transformed) -> None:
     got = serve(transformed, {"user_country": [["k1"]], "user_age": [[30]]})
     columns = [feature_column(spec, {"vocabulary_query_country": 3}) for spec in transformed.config.features[-2:]]
     dense = dense_features(got, columns)
-    assert dense["query_country"].shape == (1, 1) and dense["query_country"].numpy()[0, 0] in (1, 2, 3)
+    assert dense["query_country"].shape == (1, 1) and dense["query_country"].numpy()[0, 0] in (3, 4, 5)
     assert dense["query_age"].dtype.name == "float32"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import InputError
-from pipeline.config import RunConfig, load_config, parse_config, preset_names
+from pipeline.config import PRESETS_FOLDER, RunConfig, load_config, parse_config, preset_names
 
 
 def test_the_contracted_presets_exist() -> None:
@@ -79,3 +79,17 @@ def test_a_node_sees_only_the_sections_it_depends_on() -> None:
     two = load_config("quickstart")
     assert one.two_tower("model", "training") == two.two_tower("model", "training")
     assert one.two_tower("compression") != two.two_tower("compression")
+
+
+def test_a_quoted_part_of_a_key_may_hold_dots() -> None:
+    config = load_config("quickstart", ['data.validation.max_drift_of."items.price"=0.5', "training.epochs=3"])
+    assert config.data.validation.max_drift_of == {"items.price": 0.5}
+    assert config.training.epochs == 3
+
+
+def test_the_schema_folder_is_relative_to_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.toml").write_text('[data.validation]\nschema_folder = "schema"\n')
+    monkeypatch.chdir(tmp_path.parent)
+    config = load_config(str(tmp_path / "shop.toml"))
+    assert config.data.validation.schema_folder == str(tmp_path / "schema")
+    assert load_config("quickstart").data.validation.schema_folder == str(PRESETS_FOLDER / "schemas" / "quickstart")

@@ -10,6 +10,7 @@ import pytest
 
 from components.errors import MissingInputError, UnreadableFileError
 from pipeline.report import load_report, rebuild_html
+from pipeline.report.data_section import row_counts, verdict_rows
 from pipeline.report.html import count, headline_cards, render_html, seconds, size, slice_groups
 from pipeline.report.plots import all_plots
 from pipeline.report.schema import Report
@@ -252,3 +253,98 @@ def test_the_plot_data_uri_is_an_image() -> None:
     page = render_html(make_report())
     first = re.findall(r"base64,([^\"]*)", page)[0]
     assert b"<svg" in base64.b64decode(first)
+
+
+def with_data() -> Report:
+    """A report whose data section has everything."""
+    document = make_report().model_dump()
+    panel = {"labels": ["a$", "b"], "before": [0.6, 0.4], "after": [0.1, 0.9]}
+    numbers = {"labels": ["0", "1"], "before": [0.5, 0.5], "after": [0.4, 0.6]}
+    row = {"table": "items", "threshold": 0.3, "passed": True, "message": "close", "distributions": numbers}
+    document["data"] |= {
+        "interactions_in": 490,
+        "dropped": {"exact_duplicate": 6, "below_min_weight": 0, "item_below_min_events": 4},
+        "ingest": {
+            "interactions": {"rows": 490, "bad_rows": 10, "bad_rows_by_reason": {"timestamp: is empty": 10}},
+            "items": {"rows": 12, "bad_rows": 1, "bad_rows_by_reason": {"item_id: is empty": 1}},
+        },
+        "protocol": "global_time",
+        "protocol_parameters": {"cut_timestamp": 86_400, "validation_cut_timestamp": 0},
+        "tie_break": "by row",
+        "tie_share": 0.25,
+        "duplicate_users": 2,
+        "largest_user_event_share": 0.0004,
+        "largest_item_event_share": 0.5,
+        "test": {"users": 40, "events": 40, "cold_target_share": 0.125},
+        "catalogue": {"rows": 12, "new": 1, "retired": 2, "live": 10, "duplicate_items": 0},
+        "bytes_per_interaction": {"input": 9.5, "sequences": 3.25},
+        "checks": [
+            {"table": "items", "name": "duplicate_items", "passed": True, "value": 0.0, "threshold": None,
+             "message": ""},
+            {"table": "interactions", "name": "timestamp_ties", "passed": False, "value": 0.5, "threshold": 0.2,
+             "message": "50.0% of the events share <their> second"},
+        ],
+        "drift": [
+            {**row, "column": "price", "measure": "JENSEN_SHANNON_DIVERGENCE", "value": 0.1},
+            {**row, "column": "genre", "measure": "L_INFTY", "value": 0.5, "passed": False, "message": "'b' went up",
+             "distributions": panel},
+            {**row, "column": "genre", "measure": "missing_share", "value": 0.0, "distributions": None},
+        ],
+        "skew": [{**row, "table": "sequences", "column": "history", "measure": "L_INFTY", "value": 0.05,
+                  "distributions": panel}],
+        "skew_reference": "the requests in requests.tfrecord",
+        "vocabularies": {"vocabulary_candidate_genre": {"rows": 3, "new": 1, "retired": 0, "rare": 7,
+                                                        "out_of_vocabulary_share": 0.02}},
+    }  # fmt: skip
+    return Report.model_validate(document)
+
+
+def test_every_row_is_shown_by_reason_and_the_counts_add_up() -> None:
+    lines = row_counts(with_data().data)
+    assert lines == [
+        ("in the files", 500, 100.0),
+        ("unreadable: timestamp: is empty", 10, 2.0),
+        ("exact duplicate", 6, 1.2),
+        ("item below min events", 4, 0.8),
+        ("used", 480, 96.0),
+    ]
+    assert lines[0][1] == sum(rows for _, rows, _ in lines[1:])
+    page = render_html(with_data())
+    for reason, _, _ in lines:
+        assert f">{reason}<" in page
+    assert "items: 12 rows read, set aside: 1 item_id: is empty" in page
+    assert "users: 2 rows repeated an id and were left out" in page
+
+
+def test_the_page_states_the_split_the_checks_and_the_distances() -> None:
+    page = render_html(with_data())
+    for text in (
+        "global time: one cut in time",
+        "1970-01-02 00:00 UTC",
+        "25.0 %",
+        "12 with events, 10 may be recommended",
+        "12.5 %: no earlier event on the item",
+        "0.040 % of the events",
+        "Checks: 1 of 2 passed",
+        "50.0% of the events share &lt;their&gt; second",
+        "Drift against the last run",
+        "2 of 3 distances within their limits",
+        "&#39;b&#39; went up",
+        "Skew between training and serving",
+        "the requests in requests.tfrecord",
+        "candidate genre",
+    ):
+        assert text in page, text
+    assert {"drift", "skew"} < set(all_plots(with_data()))
+    # A broken check reaches past its limit: at 0.5 of 0.2, on a scale a quarter longer than the value.
+    (broken, *_) = verdict_rows(with_data().data)
+    assert (broken["bar"], broken["limit"]) == (80.0, 32.0)
+
+
+def test_a_run_that_the_data_stopped_says_why_and_has_no_gate() -> None:
+    report = with_data().model_copy(update={"pushed": False, "blessed": False, "stopped": "genre drifted\nand ties"})
+    page = render_html(report)
+    assert "stopped by a check of the data" in page
+    assert "genre drifted</p>" in page and "and ties</p>" in page
+    assert "refused by the gate" not in page and 'id="gate"' not in page
+    assert 'id="gate"' in render_html(with_data())

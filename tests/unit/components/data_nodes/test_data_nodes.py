@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tfx.dsl.components.common.resolver import Resolver
 from tfx.dsl.io import fileio
 from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.orchestration.pipeline import Pipeline
+from tfx.types import Channel
+from tfx.types.standard_artifacts import ExampleStatistics
 
 from components.arrow_example_gen import table_columns
 from components.arrow_example_gen.component import ArrowExampleGen
@@ -15,6 +18,7 @@ from components.arrow_example_gen.example_files import read_examples
 from components.config import DataConfig
 from components.errors import BadValueError, DataAnomalyError
 from components.example_validator.component import BlockingExampleValidator
+from components.resolvers import PreviousStatisticsStrategy
 from components.schema_gen import declared_schema
 from components.schema_gen.component import DeclaredSchemaGen
 from components.statistics_gen.component import ArrowStatisticsGen
@@ -41,8 +45,12 @@ def data(tmp_path) -> Path:
 def run(data: Path, config: DataConfig, table: str = "interactions") -> None:
     columns = table_columns(table, config, [GENRES])
     ingest = ArrowExampleGen(str(data), table, columns=columns, config=config, code_version="1").with_id("Gen")
-    statistics = ArrowStatisticsGen(ingest.outputs["examples"], code_version="1").with_id("Statistics")
-    schema = DeclaredSchemaGen(declared_schema(table, columns, max_drift=0.3)).with_id("Schema")
+    statistics = ArrowStatisticsGen(ingest.outputs["examples"], table=table, code_version="1").with_id("Statistics")
+    schema = DeclaredSchemaGen(declared_schema(table, columns, config.validation)).with_id("Schema")
+    previous = Resolver(
+        strategy_class=PreviousStatisticsStrategy,
+        **{table: ingest.outputs["examples"], f"{table}_statistics": Channel(type=ExampleStatistics)},
+    ).with_id("PreviousStatistics")
     validator = BlockingExampleValidator(
         ingest.outputs["examples"],
         statistics.outputs["statistics"],
@@ -51,6 +59,7 @@ def run(data: Path, config: DataConfig, table: str = "interactions") -> None:
         columns=columns,
         config=config,
         code_version="1",
+        previous_statistics=previous.outputs[f"{table}_statistics"],
     ).with_id("Validator")
     root = data.parent / "run"
     root.mkdir(exist_ok=True)
@@ -58,7 +67,7 @@ def run(data: Path, config: DataConfig, table: str = "interactions") -> None:
         Pipeline(
             pipeline_name="data_nodes",
             pipeline_root=str(root),
-            components=[ingest, statistics, schema, validator],
+            components=[ingest, statistics, schema, previous, validator],
             enable_cache=True,
             metadata_connection_config=metadata.sqlite_metadata_connection_config(str(root / "metadata.db")),
             beam_pipeline_args=BEAM_ARGS,
@@ -134,3 +143,46 @@ def test_anomalies_stop_the_run(data):
     (data / "items.csv").write_text("item_id,title,genres,price\ni1,One,a,1\ni2,,b|c,2\n")
     run(data, DataConfig(), "items")
     assert fileio.exists(str(outputs(data, "Validator", "anomalies")[-1] / "Split-all" / "SchemaDiff.pb"))
+
+
+def write_items(data: Path, genres: list[str]) -> None:
+    rows = [f"i{n},Item {n},{genre}" for n, genre in enumerate(genres)]
+    (data / "items.csv").write_text("\n".join(["item_id,title,genres", *rows]) + "\n")
+
+
+def test_drift_against_the_last_accepted_data_stops_the_run(data):
+    def genre_drift() -> list[float]:
+        record = json.loads((outputs(data, "Validator", "anomalies")[-1] / "checks.json").read_text())
+        return [round(c["value"], 3) for c in record["drift"] if (c["column"], c["measure"]) == ("genres", "L_INFTY")]
+
+    write_items(data, ["a", "b"] * 10)
+    run(data, DataConfig(), "items")
+    assert genre_drift() == []  # Nothing to compare with.
+    run(data, DataConfig(), "items")
+    assert len(outputs(data, "Validator", "anomalies")) == 1  # Cached: not compared with itself.
+
+    write_items(data, ["a", "b"] * 9 + ["c"] * 2)
+    run(data, DataConfig(), "items")
+    assert genre_drift() == [0.1]
+
+    write_items(data, ["c"] * 20)
+    with pytest.raises(DataAnomalyError, match="'c' went from 10.0% to 100.0% of the values") as error:
+        run(data, DataConfig(), "items")
+    assert error.value.record["drift"][0]["table"] == "items"
+    assert len(outputs(data, "Validator", "anomalies")) == 2  # What was refused leaves nothing behind.
+
+    # The data that mends it is compared with the last accepted data, not with the refused one.
+    write_items(data, ["a", "b"] * 8 + ["c"] * 4)
+    run(data, DataConfig(), "items")
+    assert genre_drift() == [0.1]
+    # Refused data may be meant: a threshold of its own lets it pass, and it is the next yardstick.
+    write_items(data, ["c"] * 20)
+    run(data, DataConfig(validation={"max_drift_of": {"items.genres": 1.0}}), "items")
+    assert genre_drift() == [0.8]
+    write_items(data, ["c"] * 21)
+    run(data, DataConfig(), "items")
+    assert genre_drift() == [0.0]
+
+    write_items(data, ["c"] * 10)
+    with pytest.raises(DataAnomalyError, match="items has 10 rows, the last run read 21"):
+        run(data, DataConfig(), "items")
