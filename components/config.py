@@ -76,7 +76,7 @@ class ValidationConfig(Record):
         max_timestamp_tie_share: Share of events at the same second as another event of their user.
         max_user_event_share, max_item_event_share: Share of all events of the most active user, of the
             most frequent item.
-        allow_duplicate_items: Keep the first row of a repeated catalogue id instead of stopping.
+        allow_duplicate_items: Keep one row of a repeated catalogue id, always the same, instead of stopping.
         max_drift: Distance of each column to the last run's data: the largest change of one value's share
             (L-infinity) for strings, the Jensen-Shannon divergence for numbers, the change of the share
             of missing values for both. All three lie in [0, 1].

@@ -141,6 +141,7 @@ def check_columns(names: Sequence[str], columns: Sequence[Column], file: str) ->
         by_lower = {n.strip().lower(): n for n in reversed(names)}
         near = difflib.get_close_matches(column.name.lower(), list(by_lower), n=1, cutoff=0.6)
         hint = f"; did you mean {by_lower[near[0]]!r}? Rename it, or set the name in the preset" if near else ""
+        hint = hint or "; rename one, or set its name in the preset (data.columns, or `column` of the feature)"
         raise MissingInputError(f"{file} has no column {column.name!r}; it has: {', '.join(names[:30])}{hint}")
 
 

@@ -184,7 +184,9 @@ def _unique(name: str, column: str, ids: _Numbering, allowed: bool) -> Check:
     if not passed:
         text += "; keep one row per id"
         text += (
-            ", or set data.validation.allow_duplicate_items = true (the first row counts)" if "items" in name else ""
+            ", or set data.validation.allow_duplicate_items = true (one row is kept, always the same)"
+            if "items" in name
+            else ""
         )
     return Check(name, column, float(surplus), float("inf") if allowed else 0.0, passed, text)
 

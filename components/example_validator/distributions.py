@@ -160,7 +160,7 @@ def _numbers(
     low, high = min(old[0][0], new[0][0]), max(old[0][-1], new[0][-1])
     edges = np.linspace(low, high, NUM_SHOWN_BINS + 1) if high > low else np.array([low, low + 1.0])
     return Distributions(
-        tuple(f"{edge:.6g}" for edge in edges[:-1]),
+        tuple(f"{edge:.4g}" for edge in edges[:-1]),
         tuple(_rebin(*old, edges).tolist()),
         tuple(_rebin(*new, edges).tolist()),
     )

@@ -97,9 +97,11 @@ def curated_schema(
         BadValueError: A column has another type than the preset declares.
     """
     path = schema_path(folder, table)
-    mend = "`tandem schema` writes it anew"
+    mend = "`tandem schema` writes it"
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file (data.validation.schema_folder = {folder!r}); {mend}")
+        raise MissingInputError(
+            f"{path}: no such file (data.validation.schema_folder = {folder!r}); {mend}, or leave the key out"
+        )
     schema = schema_pb2.Schema()
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), schema)

@@ -5,6 +5,7 @@ The split's own tests prove its rules; this looks at the records, whichever code
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,9 +51,9 @@ class LeakageCounts:
         self.oldest_target = _extreme(min, self.oldest_target, other.oldest_target)
 
 
-def _extreme(choose: object, left: int | None, right: int | None) -> int | None:
+def _extreme(choose: Callable[[list[int]], int], left: int | None, right: int | None) -> int | None:
     values = [value for value in (left, right) if value is not None]
-    return choose(values) if values else None  # type: ignore[operator, no-any-return]
+    return choose(values) if values else None
 
 
 def newest_by_user(train: pa.RecordBatch) -> dict[bytes, int]:
