@@ -25,7 +25,7 @@ Kind = Literal["drift", "skew"]
 
 _MEASURES = {"L_INFTY": "largest change of one value's share", "JENSEN_SHANNON_DIVERGENCE": "Jensen-Shannon divergence"}
 _MENDS = {
-    "drift": "find out what changed in the source; if it is meant, raise {setting} for this run",
+    "drift": "find out what changed in the source; if it is meant, raise {setting} for this run (--set)",
     "skew": "send at serving what the model was trained on; if it is meant, raise {setting}",
 }
 

@@ -58,7 +58,7 @@ def test_the_largest_change_of_a_share_is_named_with_value_and_mend():
     assert not genre.check.passed
     assert "column genre of items against the last run" in genre.check.message
     assert "'c' went from 0.0% to 40.0% of the values" in genre.check.message
-    assert 'raise data.validation.max_drift_of."items.genre" for this run' in genre.check.message
+    assert 'raise data.validation.max_drift_of."items.genre" for this run (--set)' in genre.check.message
     assert genre.shown is not None
     assert dict(zip(genre.shown.labels, zip(genre.shown.before, genre.shown.after, strict=True), strict=True)) == {
         "a": (0.5, pytest.approx(0.2)),
