@@ -3,7 +3,7 @@
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.arrow_example_gen import table_columns
-from components.config import DataConfig
+from components.config import DataConfig, ValidationConfig
 from components.schema_gen import declared_schema, schema_text
 from models.config import FeatureSpec
 
@@ -33,5 +33,5 @@ def test_features_may_miss_values_but_not_all():
 def test_text_is_stable_and_complete():
     columns = table_columns("items", DataConfig(), FEATURES)
     assert schema_text(declared_schema("items", columns)) == schema_text(declared_schema("items", columns))
-    drift = by_name(declared_schema("items", columns, max_drift=0.3))["genres"].drift_comparator
+    drift = by_name(declared_schema("items", columns, ValidationConfig(max_drift=0.3)))["genres"].drift_comparator
     assert drift.infinity_norm.threshold == 0.3

@@ -34,6 +34,7 @@ def test_equal_counts_go_by_bytes_whatever_the_order_of_the_data() -> None:
 
 def test_rare_words_and_those_beyond_the_size_get_no_row() -> None:
     counts = words("a a a a b b b c c d")
+    assert append_new((b"old",), counts, size=9, min_count=2).words == (b"old", b"a", b"b", b"c")
     vocabulary = append_new((b"old",), counts, size=3, min_count=2)
     assert vocabulary.words == (b"old", b"a", b"b")
     assert (vocabulary.rare, vocabulary.out_of_vocabulary) == (2, 3)  # c twice, d once
