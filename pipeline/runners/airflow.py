@@ -150,7 +150,8 @@ def _launcher_class() -> Any:
                     def _prepare_output_artifacts(self, *args: Any, **kwargs: Any) -> Any:
                         prepared = super()._prepare_output_artifacts(*args, **kwargs)
                         for artifact in (a for artifacts in prepared.values() for a in artifacts):
-                            artifact.name = f"{node}:{artifact.name}"
+                            # The driver of an ExampleGen gives no name; its next run would collide with this one.
+                            artifact.name = f"{node}:{artifact.name or artifact.uri}"
                         return prepared
 
                 self._driver_class = Driver
