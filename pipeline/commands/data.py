@@ -76,4 +76,8 @@ def check_data(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
 
     for table in tables_of(config):
         table_schema(table, config)
+    if config.data.validation.serving_log:
+        from components.sequence_validator.serving_log import log_files
+
+        log_files(config.data.validation.serving_log)
     return check_dataset(paths.data, config.data, config.features).warnings

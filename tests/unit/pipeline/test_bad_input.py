@@ -187,6 +187,14 @@ def test_unknown_items_that_the_preset_allows_are_counted(
 
 
 SETTING_CASES: dict[str, tuple[list[str], list[str]]] = {
+    "missing request log": (
+        run_arguments("data.validation.serving_log=requests.tfrecord"),
+        ["data.validation.serving_log = 'requests.tfrecord': no such file", "or leave the key out"],
+    ),
+    "missing schema": (
+        run_arguments("data.validation.schema_folder=schema"),
+        ["interactions.pbtxt: no such file", "`tandem schema` writes it, or leave the key out"],
+    ),
     "missing folder": (run_arguments(data="dat"), ["data folder", "does not exist", "did you mean", "data?"]),
     "file for a folder": (run_arguments(data="data/items.csv"), ["is a file; give the folder"]),
     "no data": (["run", "shop.toml", "--output", "out"], ["has no data of its own; pass --data DIR"]),
