@@ -5,7 +5,7 @@ TANDEM := $(VENV)/bin/tandem
 OUTPUT ?= runs/quickstart
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install run test lint bench clean
+.PHONY: help install run test test-flink lint bench clean
 
 help:     ## List the targets
 	@grep -E '^[a-z_-]+: .*##|^[a-z_-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ run: install  ## Generate the sample marketplace, run the pipeline, ask the serv
 
 test: install  ## Run the tests (distributed, serving and end-to-end ones included)
 	$(VENV)/bin/python -m pytest
+
+test-flink: install  ## The data nodes on Apache Flink: same records as on the direct runner (Java 17, Maven Central)
+	$(VENV)/bin/python tests/flink/job_servers.py
+	TANDEM_TEST_ENGINE=flink $(VENV)/bin/python -m pytest tests/flink
 
 lint: install  ## Format check, lint and types
 	$(VENV)/bin/ruff format --check .

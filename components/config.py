@@ -134,6 +134,8 @@ class DataConfig(Record):
         generate: Arguments of the sample generator when no `--data` is given; empty = `--data` is required.
         window: Rolling window over dated spans, e.g. `90d`; empty = all spans.
         exclude_spans: Dates (YYYYMMDD) left out.
+        bigquery: One query per table (`interactions`, `items` and, for user features, `users`), read by TFX's own
+            component in the place of files.
     """
 
     generate: dict[str, int] = {}
@@ -143,3 +145,4 @@ class DataConfig(Record):
     validation: ValidationConfig = ValidationConfig()
     window: str = Field("", pattern=r"^(|[1-9][0-9]*d)$")
     exclude_spans: tuple[str, ...] = ()
+    bigquery: dict[Literal["interactions", "items", "users"], str] = {}

@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser("run", help="run the pipeline; exit 0 only if a model was pushed")
     run.add_argument("preset", help="name of a preset, or a .toml file")
-    run.add_argument("--data", type=Path, help="data set folder: interactions.*, items.*, users.* (CSV or Parquet)")
+    run.add_argument(
+        "--data",
+        metavar="DIR",
+        help="data set folder, or s3://…, gs://…: interactions.*, items.*, users.* (CSV, Parquet)",
+    )
     run.add_argument("--output", type=Path, help="run folder (default: runs/PRESET)")
     run.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the preset"
@@ -132,7 +136,7 @@ def _add_dag(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     airflow = dag.add_parser("airflow", help="a DAG file for Airflow 2.11")
     airflow.add_argument("preset", help="name of a preset, or a .toml file")
     airflow.add_argument("--output", type=Path, required=True, metavar="FILE", help="DAG file to write")
-    airflow.add_argument("--data", type=Path, help="data set folder")
+    airflow.add_argument("--data", metavar="DIR", help="data set folder, or s3://…, gs://…")
     airflow.add_argument("--run_dir", type=Path, help="run folder (default: runs/PRESET)")
     airflow.add_argument("--schedule", default="@daily", help="cron expression or preset (default: @daily)")
     airflow.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")

@@ -37,7 +37,7 @@ class BeamConfig(Record):
     Attributes:
         runner: `direct` in this process; `flink`, `spark` and `dataflow` on a cluster.
         num_workers: Worker processes of the direct runner; 0 = one per CPU.
-        options: Further Beam options, each as `--name=value`.
+        options: Further Beam options, each as `--name=value` (docs/engines.md).
     """
 
     runner: Literal["direct", "flink", "spark", "dataflow"] = "direct"
@@ -88,6 +88,10 @@ class RunConfig(Record):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         self.two_tower()
+        if self.data.bigquery:
+            wanted = ["interactions", "items"] + ["users"] * bool(self.two_tower().tower_features("query"))
+            if missing := [table for table in wanted if table not in self.data.bigquery]:
+                raise ValueError(f"data.bigquery has no query for {', '.join(missing)}; give one per table")
         return self
 
     def two_tower(self, *sections: str) -> TwoTowerConfig:

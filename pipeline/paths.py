@@ -9,18 +9,23 @@ from pathlib import Path
 from components.errors import InputError
 
 
+def data_location(text: str) -> Path | str:
+    """A `--data` argument: an absolute folder, or an address with a scheme as it is."""
+    return text if "://" in text else Path(text).resolve()
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Files of one run folder.
 
     Attributes:
         root: The run folder (`--output`).
-        data: Data set folder the run reads.
+        data: Data set folder the run reads; text for an address such as `s3://bucket/shop`.
         name: Name of the preset, also the name of the served model.
     """
 
     root: Path
-    data: Path
+    data: Path | str
     name: str
 
     @property

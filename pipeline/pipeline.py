@@ -235,13 +235,16 @@ def ingest_nodes(table: Table, config: RunConfig, paths: RunPaths) -> TableNodes
     """Reads one table: generator, statistics, schema."""
     name = table.capitalize()
     columns = table_columns(table, config.data, config.features)
-    examples = ArrowExampleGen(
-        str(paths.data),
-        table,
-        columns=columns,
-        config=config.data,
-        code_version=code_version("components.arrow_example_gen.component"),
-    ).with_id(f"{name}Gen")
+    if config.data.bigquery:
+        examples = _query_node(config.data.bigquery[table]).with_id(f"{name}Gen")
+    else:
+        examples = ArrowExampleGen(
+            str(paths.data),
+            table,
+            columns=columns,
+            config=config.data,
+            code_version=code_version("components.arrow_example_gen.component"),
+        ).with_id(f"{name}Gen")
     statistics = ArrowStatisticsGen(
         examples=examples.outputs["examples"],
         table=table,
@@ -264,3 +267,13 @@ def validator(table: TableNodes, previous_statistics: Resolver, config: RunConfi
         config=config.data,
         code_version=code_version("components.example_validator.component"),
     ).with_id(f"{table.name.capitalize()}Validator")
+
+
+def _query_node(query: str) -> BaseNode:
+    """TFX's reader of a BigQuery table, with all rows in one split."""
+    from tfx.extensions.google_cloud_big_query.example_gen.component import BigQueryExampleGen
+    from tfx.proto import example_gen_pb2
+
+    split = example_gen_pb2.SplitConfig.Split(name="all", hash_buckets=1)
+    output = example_gen_pb2.Output(split_config=example_gen_pb2.SplitConfig(splits=[split]))
+    return BigQueryExampleGen(query=query, output_config=output)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from tfx import types
 from tfx.components.example_gen import write_split
 from tfx.components.util import examples_utils
@@ -20,14 +21,14 @@ from tfx.types import artifact_utils
 
 from components.arrow_example_gen.columns import Column, columns_from_json
 from components.arrow_example_gen.driver import INPUT_FILES
-from components.arrow_example_gen.encoding import encode_batch
+from components.arrow_example_gen.encoding import encode_examples
 from components.arrow_example_gen.planning import Piece, plan_pieces
 from components.arrow_example_gen.reading import BadRow, read_piece
+from components.arrow_example_gen.record_files import write_records
 from components.arrow_example_gen.remote_files import file_access
 from components.arrow_example_gen.rules import check_bad_rows
 from components.arrow_example_gen.sources import SourceFile
 from components.errors import InputError
-from models.keras import tf
 
 SPLIT = "all"
 SUMMARY_FILE = "ingest.json"
@@ -97,28 +98,25 @@ class WriteShard(beam.DoFn):
         index, piece = element
         name = f"{write_split.DEFAULT_TF_RECORD_FILE_NAME}-{index:05d}-of-{self._num_shards:05d}.gz"
         final = os.path.join(self._uri, f"Split-{SPLIT}", name)
-        partial = os.path.join(self._uri, f"partial-{index:05d}-{os.getpid()}.gz")
         report: dict[str, Any] = {"rows": 0, "bad_rows": 0, "reasons": {}, "first_bad_rows": [], "error": ""}
         try:
-            report.update(self._write(piece, index, partial))
+            report.update(self._write(piece, index, final))
         except InputError as error:
             # Runners lose the type of an exception on its way; the executor raises it from the report.
             report["error"] = str(error)
-        else:
-            fileio.rename(partial, final, overwrite=True)
         with fileio.open(_report_path(self._uri, index), "w") as file:
             file.write(json.dumps(report))
         yield report["rows"]
 
     def _write(self, piece: Piece, index: int, path: str) -> dict[str, Any]:
-        rows, bad = 0, BadRowWriter(os.path.join(self._uri, BAD_ROWS_FOLDER), index)
-        options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=COMPRESSION_LEVEL)
-        with tf.io.TFRecordWriter(path, options) as writer:
+        bad = BadRowWriter(os.path.join(self._uri, BAD_ROWS_FOLDER), index)
+
+        def records() -> Iterator[pa.LargeBinaryArray]:
             for batch in read_piece(piece, self._columns, with_row=self._with_row, files=file_access(self._base)):
-                for record in encode_batch(batch.rows):
-                    writer.write(record)
-                rows += batch.rows.num_rows
                 bad.add(batch.bad_rows)
+                yield encode_examples(batch.rows)
+
+        rows = write_records(path, records(), self._uri, compression_level=COMPRESSION_LEVEL)
         bad.close()
         return {"rows": rows, "bad_rows": bad.count, "reasons": dict(bad.reasons), "first_bad_rows": bad.first}
 

@@ -66,12 +66,30 @@ def plan_pieces(
             row = piece.first_row + rows
 
 
+def check_header(source: SourceFile, columns: Sequence[Column], files: FileAccess = LOCAL_FILES) -> None:
+    """Checks the columns of a file without reading its rows.
+
+    Raises:
+        InputError: See `plan_pieces`.
+    """
+    with files.open(source.path) as stream:
+        if source.format == "csv":
+            _csv_header(stream, source, columns)
+        elif source.format == "parquet":
+            _parquet_metadata(stream, source, columns)
+
+
+def _csv_header(stream: IO[bytes], source: SourceFile, columns: Sequence[Column]) -> csv_format.CsvHeader:
+    header = csv_format.read_header(stream, source.name)
+    check_columns(header.names, columns, source.name)
+    return header
+
+
 def _plan_csv(
     source: SourceFile, columns: Sequence[Column], row: int, files: FileAccess
 ) -> Iterator[tuple[Piece, int]]:
     with files.open(source.path) as stream:
-        header = csv_format.read_header(stream, source.name)
-        check_columns(header.names, columns, source.name)
+        header = _csv_header(stream, source, columns)
         empty = True
         for part in csv_format.scan_ranges(stream, header, source.name):
             empty = False
@@ -85,15 +103,7 @@ def _plan_parquet(
     source: SourceFile, columns: Sequence[Column], row: int, files: FileAccess
 ) -> Iterator[tuple[Piece, int]]:
     with files.open(source.path) as stream:
-        file = open_parquet(stream, source.name)
-        names = file.schema_arrow.names
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise InputError(f"{source.name}: column {name!r} is there twice; rename or delete one of them")
-        check_columns(names, columns, source.name)
-        metadata = file.metadata
-    if metadata.num_rows == 0:
-        raise MissingInputError(f"{source.name} has no rows; write the file again")
+        metadata = _parquet_metadata(stream, source, columns)
     inside = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
@@ -102,6 +112,18 @@ def _plan_parquet(
             end = min(rows, start + step)
             yield Piece(source, start, end, group, row + inside + start, inside + start + 1), end - start
         inside += rows
+
+
+def _parquet_metadata(stream: IO[bytes], source: SourceFile, columns: Sequence[Column]) -> pq.FileMetaData:
+    file = open_parquet(stream, source.name)
+    names = file.schema_arrow.names
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"{source.name}: column {name!r} is there twice; rename or delete one of them")
+    check_columns(names, columns, source.name)
+    if file.metadata.num_rows == 0:
+        raise MissingInputError(f"{source.name} has no rows; write the file again")
+    return file.metadata
 
 
 def _plan_tfrecord(

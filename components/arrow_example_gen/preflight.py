@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.arrow_example_gen.columns import Column, Table, table_columns
-from components.arrow_example_gen.planning import Piece, plan_pieces
+from components.arrow_example_gen.planning import Piece, check_header, plan_pieces
 from components.arrow_example_gen.reading import read_piece
 from components.arrow_example_gen.rules import check_bad_rows
-from components.arrow_example_gen.sources import SourceFile, find_files, has_table
+from components.arrow_example_gen.sources import LOCAL_FILES, FileAccess, SourceFile, find_files, has_table, is_remote
 from components.config import DataConfig
 from components.errors import InputError, MissingInputError, UnreadableFileError
 from components.sequence_gen.early_checks import EarlyChecks
@@ -57,7 +57,7 @@ class DatasetDescription:
 
     Attributes:
         folder: Where it is.
-        tables: By name: `interactions`, `items`, and `users` if the features need it.
+        tables: By name: `interactions`, `items`, and `users` if the features need it; empty for remote data.
         warnings: What the run can live with, one sentence each.
     """
 
@@ -79,7 +79,8 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
     """Reads a data set folder and checks its rows, its item ids and that some user has enough events.
 
     Args:
-        data_dir: Local folder.
+        data_dir: Folder, or an address on a remote file system, of which names and headers alone are read: its rows
+            are checked as the ingest reads them.
         config: Column names, spans, cleaning and split rules.
         features: Features of the preset; their columns must be there.
 
@@ -90,11 +91,12 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
         InputError: The data set cannot be used; the message says what is wrong, where, and the mend.
     """
     folder = os.fspath(data_dir)
+    files = _file_access(folder)
     wanted: list[Table] = ["interactions", "items"]
     query = [f.name for f in features if f.tower == "query"]
     if query:
         wanted.append("users")
-        if not has_table(folder, "users") and has_table(folder, "interactions"):
+        if not has_table(folder, "users", files) and has_table(folder, "interactions", files):
             raise MissingInputError(
                 f"{folder} has no users.csv or users.parquet, but the preset declares the user features "
                 f"{', '.join(query)}; add the file, or take the features out of the preset"
@@ -107,7 +109,13 @@ def check_dataset(data_dir: str | Path, config: DataConfig, features: Sequence[F
             table,
             window=config.window if spanned else "",
             exclude_spans=config.exclude_spans if spanned else (),
+            files=files,
         )
+    if is_remote(folder):
+        for table in wanted:
+            for source in found[table]:
+                check_header(source, table_columns(table, config, features), files)
+        return DatasetDescription(folder, {})
     planned = {table: _plan(found[table], table_columns(table, config, features)) for table in wanted}
     item_ids: list[pa.Array] = []
     log: EarlyChecks | None = None
@@ -152,6 +160,15 @@ def read_table(
     )
     columns = table_columns(table, config, features)
     return _check_table(table, sources, _plan(sources, columns), columns, config, observe)
+
+
+def _file_access(folder: str) -> FileAccess:
+    if not is_remote(folder):
+        return LOCAL_FILES
+    # Importing Beam takes seconds, and only remote data needs it here.
+    from components.arrow_example_gen.remote_files import file_access
+
+    return file_access(folder)
 
 
 def _warnings(

@@ -211,7 +211,10 @@ def _convert_batch(
 
 def _shown(value: pa.Scalar) -> str:
     """A cell as a message shows it."""
-    plain = value.as_py()
+    try:
+        plain = value.as_py()
+    except UnicodeDecodeError:  # A damaged Parquet file: what it calls text is none.
+        plain = value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else "\ufffd"
     if isinstance(plain, bytes):
         plain = plain[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")
     text = "" if plain is None else str(plain).replace(NOT_UTF8, "\ufffd")

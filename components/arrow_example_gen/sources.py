@@ -29,18 +29,25 @@ _HASH_BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class FileAccess:
-    """The three things that are asked of a file system.
+    """The things that are asked of a file system.
 
     Attributes:
         list_folder: Names (no paths) in a folder, with a trailing `/` on folders; raises
             FileNotFoundError or NotADirectoryError.
         open: Opens a path for reading bytes; the result can seek.
         join: Joins a folder and a name.
+        version: What changes with the content of a file, as the file system itself keeps it; None = nothing.
     """
 
     list_folder: Callable[[str], list[str]]
     open: Callable[[str], IO[bytes]]
     join: Callable[..., str]
+    version: Callable[[str], str] | None = None
+
+
+def is_remote(location: str) -> bool:
+    """True for an address with a scheme, such as `s3://bucket/shop`."""
+    return "://" in location
 
 
 def _list_local(folder: str) -> list[str]:
@@ -114,10 +121,16 @@ def has_table(folder: str, table: str, files: FileAccess = LOCAL_FILES) -> bool:
 
 
 def fingerprint(sources: Sequence[SourceFile], files: FileAccess = LOCAL_FILES) -> str:
-    """Content hash of files in their order; equal files give equal text wherever and whenever they were written."""
+    """Hash of files in their order: of their content, or of the checksums that a remote file system keeps.
+
+    Local files that are equal give equal text wherever and whenever they were written.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for source in sources:
         digest.update(source.name.encode() + b"\0")
+        if files.version is not None:
+            digest.update(files.version(source.path).encode() + b"\0")
+            continue
         with files.open(source.path) as stream:
             while block := stream.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
@@ -138,6 +151,8 @@ def _listed(folder: str, files: FileAccess) -> list[str]:
 
 def _nearest_folder(folder: str) -> str:
     """Says what stands where the folder was expected."""
+    if is_remote(folder):
+        return "give the prefix that holds interactions.* and items.*, and check bucket and credentials"
     parent = Path(folder).absolute().parent
     if not parent.is_dir():
         return "give the folder that holds interactions.* and items.*"

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
+from components.arrow_example_gen.encoding import example_batches
+from components.arrow_example_gen.record_files import write_records
 from components.sequence_gen import catalogue, cleaning, sequences, splits
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import (
@@ -19,8 +21,7 @@ from components.sequence_gen.histories import (
     table_from_bytes,
     table_to_bytes,
 )
-from components.sequence_gen.record_files import encoded_batches, write_records
-from components.sequence_gen.request import FACTS, ITEM_COUNTS, USERS, SequenceRequest
+from components.sequence_gen.request import COMPRESSION_LEVEL, FACTS, ITEM_COUNTS, USERS, SequenceRequest
 
 _NO_IDS = pa.array([], pa.large_binary())
 
@@ -93,7 +94,7 @@ class WriteBucket(beam.DoFn):
         bucket, histories_bytes, users_bytes = element
         if not histories_bytes:
             for name in sequences.SEQUENCE_SPLITS:
-                write_records(self.request.shard_path(name, bucket, self.request.num_buckets), [], self.request.partial)
+                self._write(name, bucket, [])
             return
         histories, dropped = _filtered(histories_bytes, frequent, self.request)
         split = self._split(histories, cuts)
@@ -103,8 +104,7 @@ class WriteBucket(beam.DoFn):
             users, repeated = catalogue.drop_repeated_ids(table_from_bytes(users_bytes), "user_id")
         for name in sequences.SEQUENCE_SPLITS:
             batch = sequences.sequence_batch(name, histories, split, users, self.request.user_columns)
-            path = self.request.shard_path(name, bucket, self.request.num_buckets)
-            write_records(path, encoded_batches(batch), self.request.partial)
+            self._write(name, bucket, example_batches(batch))
         facts: Facts = {
             "dropped": dropped,
             "splits": sequences.split_counts(histories, split),
@@ -119,6 +119,10 @@ class WriteBucket(beam.DoFn):
             facts["last_timestamp"] = int(histories.timestamps.max())
         yield TaggedOutput(FACTS, facts)
         yield TaggedOutput(ITEM_COUNTS, table_to_bytes(sequences.item_statistics(histories, split)))
+
+    def _write(self, split_name: str, bucket: int, records: Iterable[pa.LargeBinaryArray]) -> None:
+        path = self.request.shard_path(split_name, bucket, self.request.num_buckets)
+        write_records(path, records, self.request.partial, compression_level=COMPRESSION_LEVEL)
 
     def _split(self, histories: Histories, cuts: Facts | None) -> splits.Split:
         if cuts is None:

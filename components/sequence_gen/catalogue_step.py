@@ -10,11 +10,12 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from components.arrow_example_gen.encoding import example_batches
+from components.arrow_example_gen.record_files import write_records
 from components.sequence_gen import catalogue
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import table_from_bytes
-from components.sequence_gen.record_files import encoded_batches, write_records
-from components.sequence_gen.request import SequenceRequest
+from components.sequence_gen.request import COMPRESSION_LEVEL, SequenceRequest
 
 _ITEMS_PER_SHARD = 65_536
 _MOST_NAMED = 20
@@ -50,7 +51,7 @@ class WriteCatalogue(beam.DoFn):
             rows = range(shard * _ITEMS_PER_SHARD, min((shard + 1) * _ITEMS_PER_SHARD, len(vocabulary.ids)))
             batch = catalogue.catalogue_batch(vocabulary, rows, table, by_row["train_events"], columns)
             path = request.shard_path("catalogue", shard, num_shards)
-            write_records(path, encoded_batches(batch), request.partial)
+            write_records(path, example_batches(batch), request.partial, compression_level=COMPRESSION_LEVEL)
         _write_bytes(request.vocabulary_path, vocabulary.to_text())
         facts = {
             **totals,

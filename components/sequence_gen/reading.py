@@ -9,15 +9,12 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
-from tfx_bsl.coders import example_coder
 
+from components.arrow_example_gen.example_files import read_examples
 from components.sequence_gen import cleaning
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import hash_buckets, table_to_bytes
-from components.sequence_gen.record_files import read_records
 from components.sequence_gen.request import FACTS, SequenceRequest
-
-_BATCH_ROWS = 65_536
 
 
 class ReadInteractions(beam.DoFn):
@@ -28,7 +25,7 @@ class ReadInteractions(beam.DoFn):
 
     def process(self, path: str) -> Iterator[Any]:
         columns, rules = self.request.data.columns, self.request.data.cleaning
-        for batch in decoded_batches(path):
+        for batch in read_examples([path]):
             result = cleaning.clean_rows(batch, columns, rules)
             facts = {
                 "interactions_in": batch.num_rows,
@@ -47,7 +44,7 @@ class ReadUsers(beam.DoFn):
         self.request = request
 
     def process(self, path: str) -> Iterator[Any]:
-        for batch in decoded_batches(path):
+        for batch in read_examples([path]):
             wanted = self.request.user_columns.values()
             table, facts = _keyed_table(batch, self.request.data.columns.user_id, "user_id", wanted)
             yield TaggedOutput(FACTS, {f"user_{name}": value for name, value in facts.items()})
@@ -63,17 +60,10 @@ class ReadItems(beam.DoFn):
     def process(self, path: str) -> Iterator[Any]:
         columns = self.request.data.columns
         wanted = {*self.request.item_columns.values(), columns.title}
-        for batch in decoded_batches(path):
+        for batch in read_examples([path]):
             table, facts = _keyed_table(batch, columns.item_id, "item_id", wanted)
             yield TaggedOutput(FACTS, {f"item_{name}": value for name, value in facts.items()})
             yield table_to_bytes(table)
-
-
-def decoded_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Examples of a shard as record batches of list columns."""
-    decoder = example_coder.ExamplesToRecordBatchDecoder()
-    for records in read_records(path, _BATCH_ROWS):
-        yield decoder.DecodeBatch(records)
 
 
 def _by_bucket(table: pa.Table, key: str, num_buckets: int) -> Iterator[tuple[int, bytes]]:

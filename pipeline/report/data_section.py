@@ -87,7 +87,8 @@ def split_facts(data: DataSection) -> list[tuple[str, str]]:
         facts.append(("most frequent item", f"{_share(extra['largest_item_event_share'])} of the events"))
     if "bytes_per_interaction" in extra:
         size = extra["bytes_per_interaction"]
-        facts.append(("bytes per interaction", f"{size['input']} read, {size['sequences']} as sequences"))
+        after = f", {size['transformed']} after Transform" if "transformed" in size else ""
+        facts.append(("bytes per interaction", f"{size['input']} read, {size['sequences']} as sequences{after}"))
     return facts
 
 

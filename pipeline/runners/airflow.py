@@ -12,7 +12,7 @@ from typing import Any
 
 from components.errors import InputError
 from pipeline.config import RunConfig, load_config
-from pipeline.paths import RunPaths
+from pipeline.paths import RunPaths, data_location
 
 _DAG_FILE = '''"""Airflow DAG of the Tandem preset {name}, written by `tandem dag airflow`.
 
@@ -37,7 +37,7 @@ def write_dag(
     output: Path,
     *,
     preset: str,
-    data: Path | None,
+    data: Path | str | None,
     run_dir: Path | None,
     schedule: str,
     overrides: Sequence[str] = (),
@@ -56,14 +56,14 @@ def write_dag(
         InputError: Unknown preset, no data, or a folder that cannot be written.
     """
     config = load_config(preset, overrides)
-    if data is None and not config.data.generate:
+    if data is None and not (config.data.generate or config.data.bigquery):
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: {output.parent} is no folder; create it first")
     text = _DAG_FILE.format(
         name=config.name,
         preset=str(Path(preset).resolve()) if preset.endswith(".toml") else preset,
-        data=str(data.resolve()) if data else None,
+        data=str(data_location(str(data))) if data else None,
         run_dir=str((run_dir or Path("runs") / config.name).resolve()),
         schedule=schedule,
         overrides=list(overrides),
@@ -95,7 +95,11 @@ def build_dag(*, preset: str, data: str | None, run_dir: str, schedule: str, ove
 
     config = load_config(preset, overrides)
     root = Path(run_dir)
-    paths = RunPaths(root=root, data=Path(data) if data else root / "data", name=config.name)
+    paths = RunPaths(root=root, data=data_location(data) if data else root / "data", name=config.name)
+    if isinstance(paths.data, str):  # Every task reads this file first, so its driver reaches the data.
+        from components.arrow_example_gen.remote_files import use_options
+
+        use_options(config.beam.options)
     dag = AirflowDagRunner(
         AirflowPipelineConfig(
             supported_launcher_classes=[_launcher_class()],
@@ -112,7 +116,7 @@ def build_dag(*, preset: str, data: str | None, run_dir: str, schedule: str, ove
     prepare = PythonOperator(
         task_id="PrepareData",
         python_callable=prepare_data,
-        op_kwargs={"config": config, "paths": paths, "generated": data is None},
+        op_kwargs={"config": config, "paths": paths, "generated": data is None and not config.data.bigquery},
         dag=dag,
     )
     report = PythonOperator(

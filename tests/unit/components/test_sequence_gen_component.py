@@ -9,11 +9,12 @@ import pyarrow as pa
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
+from components.arrow_example_gen.encoding import encode_examples
+from components.arrow_example_gen.record_files import write_records
 from components.artifacts import DataSummary, ItemVocabulary
 from components.config import DataConfig, SplitConfig
 from components.sequence_gen.component import SequenceGen
 from components.sequence_gen.executor import SequenceGenExecutor
-from components.sequence_gen.record_files import encoded_batches, write_records
 from models.config import FeatureSpec
 
 FEATURES = [FeatureSpec(name="tags", kind="multi_valued", tower="candidate").model_dump_json()]
@@ -28,7 +29,7 @@ def examples(folder: Path, columns: dict[str, list[list[object]]]) -> standard_a
     batch = pa.RecordBatch.from_pydict(
         {n: pa.array(v).cast(pa.large_list(pa.array(v[0]).type)) for n, v in columns.items()}
     )
-    write_records(str(folder / "Split-all" / "part-0.gz"), encoded_batches(batch), str(folder))
+    write_records(str(folder / "Split-all" / "part-0.gz"), [encode_examples(batch)], str(folder), compression_level=1)
     return artifact
 
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx_bsl.coders import example_coder
 
+from components.arrow_example_gen.encoding import encode_examples
+from components.arrow_example_gen.example_files import read_examples
+from components.arrow_example_gen.record_files import write_records
 from components.config import ColumnsConfig, DataConfig, SplitConfig
 from components.errors import InputError, MissingInputError
-from components.sequence_gen.record_files import encoded_batches, read_records, write_records
 from components.sequence_gen.run import SPLITS, SequencePaths, generate_sequences
 from models.config import FeatureSpec
 
@@ -53,7 +54,7 @@ def write_table(folder: Path, columns: Mapping[str, Iterable[Any]], order: Itera
     table = pa.RecordBatch.from_pydict({name: lists(values) for name, values in columns.items()})
     for shard, rows in enumerate(np.array_split(np.array(list(order)), num_shards)):
         path = folder / f"part-{shard}.gz"
-        write_records(str(path), encoded_batches(table.take(pa.array(rows))), str(folder))
+        write_records(str(path), [encode_examples(table.take(pa.array(rows)))], str(folder), compression_level=1)
     return str(folder / "part-*")
 
 
@@ -99,11 +100,10 @@ def generate(
 
 
 def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
-    decoder = example_coder.ExamplesToRecordBatchDecoder()
     records: list[dict[str, Any]] = []
     for path in sorted((folder / "examples" / f"Split-{split}").iterdir()):
-        for batch in read_records(str(path)):
-            records += decoder.DecodeBatch(batch).to_pylist()
+        for batch in read_examples([str(path)]):
+            records += batch.to_pylist()
     return sorted(records, key=lambda record: record.get("user_id", []))
 
 

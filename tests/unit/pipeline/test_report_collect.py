@@ -12,7 +12,7 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
-from tfx.types.standard_artifacts import InfraBlessing, Model, ModelEvaluation, PushedModel
+from tfx.types.standard_artifacts import Examples, InfraBlessing, Model, ModelEvaluation, PushedModel
 
 import models.legacy_keras  # noqa: F401  (TFX imports TensorFlow)
 from components.artifacts import BaselineMetrics, CompressionReport, DataSummary
@@ -29,6 +29,7 @@ SUMMARY = {
     "train": {"users": 7, "events": 14},
     "validation": {"users": 7, "events": 7},
     "test": {"users": 7, "events": 7},
+    "bytes_per_interaction": {"input": 20.0, "sequences": 8.0},
     "first_timestamp": 0,
     "last_timestamp": 86400,
 }
@@ -43,6 +44,11 @@ def write(uri: str, *path: str, document: object) -> None:
 @component
 def SequenceGen(summary: OutputArtifact[DataSummary]) -> None:
     write(summary.uri, "summary.json", document=SUMMARY)
+
+
+@component
+def Transform(transformed_examples: OutputArtifact[Examples]) -> None:
+    write(transformed_examples.uri, "Split-all", "part-0.gz", document="x" * 110)  # and two quotes: 4 bytes each of 28
 
 
 @component
@@ -111,6 +117,7 @@ def run(folder: Path, ndcg: float, destination: str) -> None:
             pipeline_root=str(folder / "artifacts"),
             components=[
                 SequenceGen(),
+                Transform(),
                 Trainer(),
                 Compressor(),
                 RetrievalBaselines(),
@@ -131,6 +138,8 @@ def test_the_latest_run_is_reported(tmp_path: Path) -> None:
     assert report.model.path == str(tmp_path / "serving" / "100")
     assert report.model.saved_model_bytes == 502  # Without the warm-up records.
     assert report.model.gzip_bytes is not None and 0 < report.model.gzip_bytes < 100
+    sizes = report.data.model_dump()["bytes_per_interaction"]
+    assert sizes == {"input": 20.0, "sequences": 8.0, "transformed": 4.0}
     assert report.data.time_range is not None
     assert report.data.time_range.last == "1970-01-02T00:00:00+00:00"
     assert report.data.dropped == {"exact_duplicate": 2}
