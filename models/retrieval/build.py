@@ -49,8 +49,8 @@ def build_retriever(
             report(f"exact retrieval: {error}")
         else:
             report(
-                f"partitioned retrieval: {index.rows.shape[0]} blocks of {index.block_size}, {index.num_probes} read, "
-                f"recall@10 {index.recall:.3f}"
+                f"partitioned retrieval: {index.num_blocks} blocks of {index.block_size}, {index.probes[0].blocks} "
+                f"read, recall@10 {index.recall:.3f}"
             )
             return index
     return ExactTopK(vectors, live, bias=bias, storage=storage)

@@ -11,6 +11,8 @@ from models.retrieval.errors import RetrievalError
 # Below this many columns one `top_k` over all scores is as fast as two passes.
 TWO_PASS_COLUMNS = 8192
 BLOCK = 128
+# Products of larger values overflow float32.
+LARGEST = 1e15
 
 
 class ExactTopK(tf.Module):
@@ -47,6 +49,7 @@ class ExactTopK(tf.Module):
         self, vectors: np.ndarray, live: np.ndarray, *, bias: np.ndarray | None = None, storage: str = "float32"
     ) -> None:
         super().__init__()
+        vectors = checked_vectors(vectors)
         live = checked_live(vectors, live)
         two_pass = len(live) >= TWO_PASS_COLUMNS
         self.block = BLOCK if two_pass else 1
@@ -70,6 +73,23 @@ class ExactTopK(tf.Module):
         else:
             values, rows = _two_pass_top_k(scores, k, self.block)
         return values, tf.where(tf.math.is_inf(values), 0, rows)
+
+
+def checked_vectors(vectors: np.ndarray) -> np.ndarray:
+    """`vectors` as float32, after checking them.
+
+    Raises:
+        RetrievalError: For NaN, infinity, or magnitudes whose products overflow float32.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    good = (np.abs(vectors) <= LARGEST).all(axis=1)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise RetrievalError(
+            f"{int((~good).sum())} item vectors hold NaN, infinity or values above {LARGEST:.0e}, whose products "
+            f"overflow, the first is row {row}; training diverged, so lower learning_rate or set clip_norm"
+        )
+    return vectors
 
 
 def checked_live(vectors: np.ndarray, live: np.ndarray) -> np.ndarray:

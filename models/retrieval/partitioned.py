@@ -1,4 +1,4 @@
-"""Approximate top-k for large catalogues: a learned router picks blocks, only those are read."""
+"""Approximate top-k for large catalogues: learned routers pick blocks, only those are read."""
 
 from __future__ import annotations
 
@@ -6,36 +6,43 @@ import numpy as np
 
 from models.compression.storage import quantize_rows
 from models.keras import tf
+from models.retrieval.clustering import Floats
 from models.retrieval.errors import RetrievalError
-from models.retrieval.exact import checked_k, checked_live
-from models.retrieval.partitioning import Floats, build_partition, exact_top, with_item_queries
+from models.retrieval.exact import checked_k, checked_live, checked_vectors
+from models.retrieval.partitioning import Partition, build_partition, with_item_queries
+from models.retrieval.probing import Probes, fewest_probes
+from models.retrieval.routers import block_router
+from models.retrieval.routing import exact_top
 
-FIRST_PROBES = 4
-PROBE_GROWTH = 1.25
 MAX_SCAN_SHARE = 0.25
-RE_RANKED = 4
+# Items of a block: finer blocks are scanned less, but the router reads one row for each.
+BLOCK_SIZE, LARGE_BLOCK_SIZE, LARGE_CATALOGUE = 32, 64, 300_000
+DEPTHS = (10, 100)
+VALIDATION_QUERIES = 1000
+BATCH = 64
 
 
 class PartitionedTopK(tf.Module):
-    """Top-k among the blocks that a linear router ranks first; contract of `ExactTopK`.
+    """Top-k among the blocks that linear routers rank first; contract of `ExactTopK`.
 
-    Every block holds the same number of items, so a query costs one product with the router, one gather
-    of whole blocks and one product with them. Integer blocks are scanned in int8 and the best
-    `RE_RANKED` · k are scored again in float. More blocks are read when k and the exclusions need them, so k valid
-    results always come back. Equal scores come by ascending row among the candidates read.
+    Every block holds the same number of items, so a query costs a product with the router, one gather
+    of whole blocks and one product with them. Integer blocks are widened in the graph, so scores are
+    exact for the stored vectors. The blocks read grow with k, and further when k and the exclusions
+    need them, so k valid results always come back. Equal scores come by ascending row; which of many
+    equally good items the list ends with is not defined.
 
     Args:
         vectors: `(N + 1, D)`; row 0 is padding.
         live: Bool `(N + 1,)`.
         bias: Float `(N + 1,)` added to each score, or None.
         storage: `float32`, `bfloat16`, `int8`; `int4` is stored as int8 here.
-        queries: `(Q, D)` real query vectors that train and validate the router.
-        recall_target: Recall@10 against exact search, on held-out queries and on item-derived ones.
+        queries: `(Q, D)` real query vectors that train and validate the routers.
+        recall_target: Recall@10 and recall@100 against exact search, on held-out queries and on item-derived ones.
         block_size: Items of a block; None chooses by catalogue size.
 
     Attributes:
-        num_probes: Blocks read for a query.
-        recall: Recall@10 measured on held-out queries with this many.
+        probes: What is read at each of `DEPTHS`; between and beyond them the blocks grow linearly with k.
+        recall: Recall@10 of this graph, measured on the held-out and the item-derived queries; the lower one.
 
     Raises:
         RetrievalError: If the target needs more than a quarter of the items, where exact search is faster.
@@ -53,73 +60,79 @@ class PartitionedTopK(tf.Module):
         block_size: int | None = None,
     ) -> None:
         super().__init__()
-        vectors = np.asarray(vectors, np.float32)
+        vectors = checked_vectors(vectors)
         live = checked_live(vectors, live)
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-            raise RetrievalError(f"item vectors hold NaN or infinity, the first is row {row}; training diverged")
-        bias = np.zeros(len(live), np.float32) if bias is None else np.asarray(bias, np.float32)
+        prior = np.where(live, 0 if bias is None else bias, -np.inf).astype(np.float32)
+        queries = np.asarray(queries, np.float32)
+        queries = queries[np.isfinite(queries).all(axis=1)]
         self.num_live = int(live.sum())
         self.dim = vectors.shape[1]
-        self.block_size = block_size or (32 if len(vectors) < 300_000 else 64)
-        held_out = len(queries) // 5
-        partition = build_partition(vectors[1:], bias[1:], np.asarray(queries, np.float32)[held_out:], self.block_size)
-        rows = partition.slots + 1  # empty slots become row 0
-        self._store(vectors, live, bias, rows, storage)
-        self.router = tf.Variable(partition.weights, trainable=False, name="router")
-        self.router_bias = tf.Variable(partition.bias, trainable=False, name="router_bias")
-        self.num_probes = min(FIRST_PROBES, len(rows))
-        self.recall = self._widen_to(recall_target, vectors, live, bias, np.asarray(queries, np.float32)[:held_out])
+        self.block_size = block_size or (BLOCK_SIZE if len(vectors) < LARGE_CATALOGUE else LARGE_BLOCK_SIZE)
+        held_out = min(len(queries) // 5, VALIDATION_QUERIES)
+        partition = build_partition(vectors[1:], prior[1:], queries[held_out:], self.block_size)
+        self.router = block_router(partition)
+        self.by_direction = partition.by_direction
+        self._store(vectors, live, prior, partition.slots + 1, storage)
+        self._choose_probes(partition, vectors[1:], prior[1:], queries[:held_out], recall_target)
 
-    def _store(self, vectors: Floats, live: np.ndarray, bias: Floats, rows: np.ndarray, storage: str) -> None:
-        num_blocks = len(rows)
-        listed = vectors[rows.ravel()]
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the partition."""
+        return int(self.rows.shape[0])
+
+    def _store(self, vectors: Floats, live: np.ndarray, prior: Floats, rows: np.ndarray, storage: str) -> None:
         self.is_integer = storage in ("int8", "int4")
+        stored = np.empty((rows.size, self.dim), np.int8) if self.is_integer else vectors[rows.ravel()]
         if self.is_integer:
-            integers, scales = quantize_rows(listed, levels=127)
+            stored, scales = quantize_rows(vectors[rows.ravel()], levels=127)
             self.scales = tf.Variable(scales.reshape(rows.shape), trainable=False, name="block_scales")
-            stored = tf.constant(integers)
-        else:
-            stored = tf.cast(listed, tf.bfloat16 if storage == "bfloat16" else tf.float32)
-        stored = tf.reshape(stored, [num_blocks, self.block_size * self.dim])
+        kept = {"int8": tf.int8, "int4": tf.int8, "bfloat16": tf.bfloat16}.get(storage, tf.float32)
+        stored = tf.cast(stored.reshape(len(rows), self.block_size * self.dim), kept)
         self.blocks = tf.Variable(stored, trainable=False, name="blocks")
-        candidates = np.where(live[rows], rows, 0)
-        self.rows = tf.Variable(candidates.astype(np.int32), trainable=False, name="block_rows")
-        prior = np.where(candidates > 0, bias[rows], -np.inf).astype(np.float32)
-        self.bias = tf.Variable(prior, trainable=False, name="block_bias")
-        slot_of = np.zeros(len(vectors), np.int32)
-        slot_of[rows.ravel()] = np.arange(rows.size)
-        slot_of[0] = -1
+        candidates = np.where(live[rows], rows, 0).astype(np.int32)
+        self.rows = tf.Variable(candidates, trainable=False, name="block_rows")
+        self.has_bias = bool(prior[live].any())
+        if self.has_bias:
+            self.bias = tf.Variable(prior[candidates], trainable=False, name="block_bias")
+        slot_of = np.full(len(vectors), -1, np.int32)
+        filled = rows.ravel() > 0
+        slot_of[rows.ravel()[filled]] = np.flatnonzero(filled)
         self.slot_of = tf.Variable(slot_of, trainable=False, name="slot_of_row")
         # How many live items any choice of P blocks holds at least.
         fewest = np.cumsum(np.sort((candidates > 0).sum(axis=1)))
         self.fewest_live = tf.Variable(fewest.astype(np.int32), trainable=False, name="fewest_live")
 
-    def _widen_to(self, target: float, vectors: Floats, live: np.ndarray, bias: Floats, held_out: Floats) -> float:
-        """Adds probes until held-out queries reach the target; returns the recall reached."""
-        rng = np.random.default_rng(1)
-        sets = [with_item_queries(vectors[live], np.zeros((0, self.dim), np.float32), rng)[:500]]
+    def _choose_probes(
+        self, partition: Partition, vectors: Floats, prior: Floats, held_out: Floats, target: float
+    ) -> None:
+        """Sets `probes` so that both kinds of queries reach the target, and `recall` from the graph's own answers."""
+        no_users = np.zeros((0, self.dim), np.float32)
+        sets = [with_item_queries(vectors[np.isfinite(prior)], no_users, np.random.default_rng(1))[::4]]
         if len(held_out):
-            sets.append(held_out[:1000])
-        depth = min(10, self.num_live)
-        masked = np.where(live, bias, -np.inf).astype(np.float32)
+            sets.append(held_out)
+        depths = [min(depth, self.num_live) for depth in DEPTHS]
         # Against exact search over the vectors as stored: what rounding costs is the Compressor's business.
-        stored = self.vectors(tf.range(len(vectors))).numpy()
-        truths = [exact_top(stored, masked, queries, depth) for queries in sets]
-        num_blocks = self.rows.shape[0]
-        while True:
-            reached = min(
-                _recall(self(tf.constant(q), tf.constant(depth), tf.zeros([len(q), 0], tf.int32))[1].numpy(), truth)
-                for q, truth in zip(sets, truths, strict=True)
+        stored = self.vectors(tf.range(1, len(vectors) + 1)).numpy()
+        truths = [exact_top(stored, prior, queries, depths[-1]) for queries in sets]
+        found = [fewest_probes(partition, sets, [truth[:, :depth] for truth in truths], target) for depth in depths]
+        self.probes = [Probes(min(p.blocks, self.num_blocks), p.opened) for p in found]
+        limit = max(MAX_SCAN_SHARE * self.num_blocks, 64)
+        if self.probes[0].blocks > limit:
+            raise RetrievalError(
+                f"recall@10 of {target} needs {self.probes[0].blocks} of {self.num_blocks} blocks, more than "
+                f"{MAX_SCAN_SHARE:.0%} of the items; exact search is faster there"
             )
-            if reached >= target or self.num_probes >= num_blocks:
-                return reached
-            self.num_probes = min(max(int(self.num_probes * PROBE_GROWTH), self.num_probes + 1), num_blocks)
-            if self.num_probes > MAX_SCAN_SHARE * num_blocks and num_blocks > 64:
-                raise RetrievalError(
-                    f"recall@10 of {target} needs more than {MAX_SCAN_SHARE:.0%} of the items (reached {reached:.3f}); "
-                    "exact search is faster there"
-                )
+        self.recall = min(
+            self._recall(queries, truth[:, : depths[0]] + 1) for queries, truth in zip(sets, truths, strict=True)
+        )
+
+    def _recall(self, queries: Floats, truth_rows: np.ndarray) -> float:
+        k, hits = tf.constant(truth_rows.shape[1]), []
+        for start in range(0, len(queries), BATCH):
+            batch = tf.constant(queries[start : start + BATCH])
+            rows = self(batch, k, tf.zeros([len(batch), 0], tf.int32))[1].numpy()
+            hits.append((truth_rows[start : start + BATCH, :, None] == rows[:, None, :]).any(axis=2).mean(axis=1))
+        return float(np.concatenate(hits).mean())
 
     def vectors(self, rows: tf.Tensor) -> tf.Tensor:
         """Stored vectors `(..., D)` float32 of `rows` int32; zeros for row 0."""
@@ -135,45 +148,39 @@ class PartitionedTopK(tf.Module):
     def __call__(self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
         num_excluded = tf.shape(excluded_rows)[1]
-        chosen = self._choose_blocks(query, k + num_excluded)
-        pool = tf.minimum(RE_RANKED * k + num_excluded, tf.shape(chosen)[1] * self.block_size)
-        scores, rows = self._scan(query, chosen, pool)
+        num_probes, num_opened = self._num_read(k, k + num_excluded)
+        routed = tf.math.l2_normalize(query, axis=1, epsilon=1e-30) if self.by_direction else query
+        chosen = self.router(routed, num_probes, num_opened)
+        scores, rows = self._scan(query, chosen, num_probes * self.block_size)
+        # Twice k, so that equal scores at the end of the list can still be put in row order.
+        pool = tf.minimum(2 * k + num_excluded, num_probes * self.block_size)
+        scores, places = tf.math.top_k(scores, pool, sorted=False)
+        rows = tf.gather(rows, places, batch_dims=1)
         hit = tf.reduce_any(rows[:, :, tf.newaxis] == excluded_rows[:, tf.newaxis, :], axis=2)
-        scores = tf.where(hit | (rows == 0), -np.inf, scores)
-        by_row = tf.argsort(rows, axis=1, stable=True)
+        scores = tf.where(hit, -np.inf, scores)
+        by_row = tf.argsort(rows, axis=1)
         values, places = tf.math.top_k(tf.gather(scores, by_row, batch_dims=1), k)
         found = tf.gather(tf.gather(rows, by_row, batch_dims=1), places, batch_dims=1)
         return values, tf.where(tf.math.is_inf(values), 0, found)
 
-    def _choose_blocks(self, query: tf.Tensor, needed: tf.Tensor) -> tf.Tensor:
-        """Blocks `(B, P)` by the router; P grows until any P blocks hold `needed` live items."""
-        logits = tf.nn.bias_add(tf.matmul(query, self.router.read_value()), self.router_bias.read_value())
+    def _num_read(self, k: tf.Tensor, needed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Blocks to scan, at least as many as hold `needed` live items whatever the router says, and superblocks."""
+        first, last = self.probes
+        beyond = tf.cast(tf.maximum(k - DEPTHS[0], 0), tf.float32) / (DEPTHS[1] - DEPTHS[0])
+        blocks = first.blocks + tf.cast(tf.math.ceil(beyond * max(last.blocks - first.blocks, 0)), tf.int32)
+        opened = first.opened + tf.cast(tf.math.ceil(beyond * max(last.opened - first.opened, 0)), tf.int32)
         enough = tf.searchsorted(self.fewest_live.read_value(), [needed])[0] + 1
-        num_probes = tf.minimum(tf.maximum(enough, self.num_probes), self.rows.shape[0])
-        return tf.math.top_k(logits, num_probes, sorted=False)[1]
+        return tf.minimum(tf.maximum(enough, blocks), self.num_blocks), tf.minimum(opened, self.router.num_wide)
 
-    def _scan(self, query: tf.Tensor, chosen: tf.Tensor, pool: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Float scores and rows `(B, pool)` of the best items of the chosen blocks."""
-        batch, width = tf.shape(query)[0], tf.shape(chosen)[1] * self.block_size
-        listed = tf.reshape(tf.gather(self.blocks.read_value(), chosen), [batch, width, self.dim])
-        rows = tf.reshape(tf.gather(self.rows.read_value(), chosen), [batch, width])
-        bias = tf.reshape(tf.gather(self.bias.read_value(), chosen), [batch, width])
-        if not self.is_integer:
-            scores = tf.matmul(query[:, tf.newaxis], tf.cast(listed, tf.float32), transpose_b=True)[:, 0] + bias
-            values, places = tf.math.top_k(scores, pool, sorted=False)
-            return values, tf.gather(rows, places, batch_dims=1)
-        scales = tf.reshape(tf.gather(self.scales.read_value(), chosen), [batch, width])
-        step = tf.maximum(tf.reduce_max(tf.abs(query), axis=1, keepdims=True), 1e-30) / 127.0
-        rounded = tf.cast(tf.round(query / step), tf.int8)
-        products = tf.raw_ops.BatchMatMulV3(x=rounded[:, tf.newaxis], y=listed, adj_y=True, Tout=tf.int32)[:, 0]
-        rough = tf.cast(products, tf.float32) * step * scales + bias
-        _, places = tf.math.top_k(rough, pool, sorted=False)
-        best = tf.cast(tf.gather(listed, places, batch_dims=1), tf.float32)
-        values = tf.matmul(query[:, tf.newaxis], best, transpose_b=True)[:, 0]
-        values = values * tf.gather(scales, places, batch_dims=1) + tf.gather(bias, places, batch_dims=1)
-        return values, tf.gather(rows, places, batch_dims=1)
-
-
-def _recall(found: np.ndarray, truth_rows: np.ndarray) -> float:
-    hits = (found[:, :, None] == truth_rows[:, None, :]).any(axis=1)
-    return float(hits.mean())
+    def _scan(self, query: tf.Tensor, chosen: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and rows `(B, width)` of the items of the chosen blocks; -inf and 0 at empty places."""
+        listed = tf.cast(tf.gather(self.blocks.read_value(), chosen), tf.float32)
+        listed = tf.reshape(listed, [-1, width, self.dim])
+        rows = tf.reshape(tf.gather(self.rows.read_value(), chosen), [-1, width])
+        scores = tf.matmul(query[:, tf.newaxis], listed, transpose_b=True)[:, 0]
+        if self.is_integer:
+            scores *= tf.reshape(tf.gather(self.scales.read_value(), chosen), [-1, width])
+        if self.has_bias:
+            scores += tf.reshape(tf.gather(self.bias.read_value(), chosen), [-1, width])
+            return scores, rows
+        return tf.where(rows > 0, scores, -np.inf), rows

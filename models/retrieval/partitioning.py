@@ -1,55 +1,58 @@
-"""Builds the partition behind `PartitionedTopK`: balanced blocks and a learned router. Offline, numpy.
-
-k-means gives centroids; every item then proposes to its nearest centroids in turn and a block keeps the
-closest `block_size` of those who asked (deferred acceptance), so all blocks have one shape and the
-graph needs no ragged lists. Balancing alone would double the blocks that must be read; a router trained
-to point at the blocks that hold the true top items of real queries wins that back and more.
-"""
+"""Builds the partition behind `PartitionedTopK`: balanced blocks and the routers that rank them. Offline, numpy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from models.retrieval.clustering import Floats, Ints, balance, cluster, group_means
+from models.retrieval.routing import Router, exact_top, train_router
 
 FILL = 0.9
-CANDIDATE_CENTROIDS = 12
-KMEANS_SAMPLE = 100_000
-KMEANS_ROUNDS = 8
 LABEL_DEPTH = 100
-ROUTER_EPOCHS = 12
-ROUTER_BATCH = 256
-ROUTER_RATE = 0.05
-TEMPERATURES = (20.0, 40.0, 80.0)
-CHUNK = 256
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+# One product with a router of so many blocks costs no more than two smaller steps (measured at batch 1 and 32).
+ONE_LEVEL_BLOCKS = 8192
+SUPERBLOCK_FILL = 0.95
+# Products spent on the exact answers that train the router: about a minute of one core.
+LABEL_BUDGET = 5e9
+FEWEST_TRAINING_QUERIES = 2000
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Blocks of items and the router that ranks them for a query.
+    """Blocks of items and the routers that rank them for a query.
 
     Attributes:
-        slots: Item `(num_blocks, block_size)`, index into the vectors that were partitioned; -1 = empty.
-        weights: Router `(D, num_blocks)`.
-        bias: Router `(num_blocks,)`.
+        slots: Item `(C, block_size)`, index into the vectors that were partitioned; -1 = empty.
+        block_of: Block of each item `(n,)`.
+        router: Ranks blocks.
+        super_slots: Block `(S, blocks_per_superblock)`, -1 = empty; None for one level.
+        super_router: Ranks superblocks; None for one level.
+        by_direction: Routers read queries scaled to length 1. Without item biases the length of a query changes
+            no ranking, but item vectors asked for neighbours are often far shorter than users' queries.
     """
 
     slots: Ints
-    weights: Floats
-    bias: Floats
+    block_of: Ints
+    router: Router
+    super_slots: Ints | None = None
+    super_router: Router | None = None
+    by_direction: bool = False
+
+    def routed(self, queries: Floats) -> Floats:
+        """`queries` `(Q, D)` as the routers read them."""
+        return unit_rows(queries) if self.by_direction else queries
 
 
 def build_partition(
     vectors: Floats, item_bias: Floats, queries: Floats, block_size: int, *, seed: int = 0
 ) -> Partition:
-    """Partitions items and trains the router on queries.
+    """Partitions items and trains the routers on queries.
 
     Args:
         vectors: `(n, D)`.
-        item_bias: `(n,)` added to the scores.
+        item_bias: `(n,)` added to the scores; -inf = never an answer.
         queries: `(Q, D)` real query vectors; item-derived ones are added so that item-to-item requests,
             which look different, find their blocks too.
         block_size: Items of a block.
@@ -57,81 +60,23 @@ def build_partition(
     """
     rng = np.random.default_rng(seed)
     num_blocks = max(int(np.ceil(len(vectors) / (FILL * block_size))), 1)
-    centroids = kmeans(vectors, num_blocks, rng)
-    block_of = balance(vectors, centroids, block_size)
-    slots = np.full((num_blocks, block_size), -1, dtype=np.int64)
-    order = np.argsort(block_of, kind="stable")
-    first = np.searchsorted(block_of[order], np.arange(num_blocks))
-    slots[block_of[order], np.arange(len(order)) - first[block_of[order]]] = order
-    means = np.zeros_like(centroids)
-    np.add.at(means, block_of, vectors)
-    means /= np.maximum(np.bincount(block_of, minlength=num_blocks), 1)[:, None]
-    weights, bias = train_router(vectors, item_bias, block_of, means, with_item_queries(vectors, queries, rng), rng)
-    return Partition(slots, weights, bias)
-
-
-def kmeans(vectors: Floats, num_clusters: int, rng: np.random.Generator) -> Floats:
-    """Centroids `(num_clusters, D)` by Lloyd's rounds on a sample; an empty cluster takes a random item."""
-    sample = vectors[rng.permutation(len(vectors))[:KMEANS_SAMPLE]]
-    centroids = sample[rng.permutation(len(sample))[:num_clusters]].copy()
-    if len(centroids) < num_clusters:  # more clusters than the sample holds
-        centroids = vectors[rng.permutation(len(vectors))[:num_clusters]].copy()
-    for _ in range(KMEANS_ROUNDS):
-        nearest = _nearest(sample, centroids, 1)[:, 0]
-        sums = np.zeros_like(centroids)
-        np.add.at(sums, nearest, sample)
-        counts = np.bincount(nearest, minlength=num_clusters)
-        centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        empty = np.flatnonzero(counts == 0)
-        centroids[empty] = sample[rng.integers(0, len(sample), len(empty))]
-    return centroids
-
-
-def balance(vectors: Floats, centroids: Floats, block_size: int) -> Ints:
-    """Block of each item such that no block holds more than `block_size`, by deferred acceptance."""
-    wanted = _nearest(vectors, centroids, min(CANDIDATE_CENTROIDS, len(centroids)))
-    block_of = np.full(len(vectors), -1, dtype=np.int64)
-    proposals = np.zeros(len(vectors), dtype=np.int64)
-    while True:
-        asking = np.flatnonzero((block_of < 0) & (proposals < wanted.shape[1]))
-        if not len(asking):
-            break
-        block_of[asking] = wanted[asking, proposals[asking]]
-        proposals[asking] += 1
-        _release_overfull(vectors, centroids, block_of, block_size)
-    rest = np.flatnonzero(block_of < 0)
-    if len(rest):
-        free = block_size - np.bincount(block_of[block_of >= 0], minlength=len(centroids))
-        block_of[rest] = np.repeat(np.arange(len(centroids)), free)[: len(rest)]
-    return block_of
-
-
-def _release_overfull(vectors: Floats, centroids: Floats, block_of: Ints, block_size: int) -> None:
-    """Blocks above their size keep the items closest to their centroid; the others get -1."""
-    placed = np.flatnonzero(block_of >= 0)
-    counts = np.bincount(block_of[placed], minlength=len(centroids))
-    members = placed[counts[block_of[placed]] > block_size]
-    distance = np.square(vectors[members] - centroids[block_of[members]]).sum(axis=1)
-    order = members[np.lexsort((distance, block_of[members]))]
-    blocks = block_of[order]
-    rank = np.arange(len(order)) - np.searchsorted(blocks, blocks)
-    block_of[order[rank >= block_size]] = -1
-
-
-def _nearest(vectors: Floats, centroids: Floats, count: int) -> Ints:
-    """Indices `(n, count)` of the nearest centroids by Euclidean distance, nearest first."""
-    result = np.empty((len(vectors), count), dtype=np.int64)
-    half_norms = 0.5 * np.square(centroids).sum(axis=1)
-    step = max(CHUNK, 2**24 // max(len(centroids), 1))
-    for start in range(0, len(vectors), step):
-        closeness = vectors[start : start + step] @ centroids.T - half_norms
-        if count == 1:
-            result[start : start + step, 0] = closeness.argmax(axis=1)
-            continue
-        best = np.argpartition(-closeness, min(count, closeness.shape[1] - 1), axis=1)[:, :count]
-        order = np.argsort(-np.take_along_axis(closeness, best, axis=1), axis=1)
-        result[start : start + step] = np.take_along_axis(best, order, axis=1)
-    return result
+    block_of = balance(vectors, cluster(vectors, num_blocks, rng), block_size)
+    means = group_means(vectors, block_of, num_blocks)
+    affordable = max(int(LABEL_BUDGET / len(vectors)), FEWEST_TRAINING_QUERIES)
+    asked = with_item_queries(vectors, queries[rng.permutation(len(queries))[:affordable]], rng)
+    labels = block_of[exact_top(vectors, item_bias, asked, min(LABEL_DEPTH, len(vectors)))]
+    by_direction = not item_bias[np.isfinite(item_bias)].any()
+    asked = unit_rows(asked) if by_direction else asked
+    router = train_router(means, asked, labels, rng)
+    slots = _slots(block_of, num_blocks, block_size)
+    if num_blocks <= ONE_LEVEL_BLOCKS:
+        return Partition(slots, block_of, router, by_direction=by_direction)
+    num_supers = int(4 * np.sqrt(num_blocks))
+    super_size = int(np.ceil(num_blocks / (SUPERBLOCK_FILL * num_supers)))
+    super_of = balance(means, cluster(means, num_supers, rng), super_size)
+    super_router = train_router(group_means(means, super_of, num_supers), asked, super_of[labels], rng)
+    super_slots = _slots(super_of, num_supers, super_size)
+    return Partition(slots, block_of, router, super_slots, super_router, by_direction)
 
 
 def with_item_queries(vectors: Floats, queries: Floats, rng: np.random.Generator) -> Floats:
@@ -143,69 +88,16 @@ def with_item_queries(vectors: Floats, queries: Floats, rng: np.random.Generator
     return np.concatenate(parts).astype(np.float32)
 
 
-def exact_top(vectors: Floats, item_bias: Floats, queries: Floats, k: int) -> Ints:
-    """Indices `(Q, k)` of the items with the largest scores, best first."""
-    result = np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries), CHUNK):
-        scores = queries[start : start + CHUNK] @ vectors.T + item_bias
-        best = np.argpartition(-scores, min(k, scores.shape[1] - 1), axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
-        result[start : start + CHUNK] = np.take_along_axis(best, order, axis=1)
-    return result
+def unit_rows(vectors: Floats) -> Floats:
+    """`vectors` scaled to length 1; zero vectors stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
-def train_router(
-    vectors: Floats, item_bias: Floats, block_of: Ints, means: Floats, queries: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """Linear router `(D, C)`, `(C,)`: softmax cross-entropy towards the blocks of each query's true top items.
-
-    Starts from the block means, scaled by the temperature that serves held-out queries best.
-    """
-    depth = min(LABEL_DEPTH, len(vectors))
-    blocks = block_of[exact_top(vectors, item_bias, queries, depth)]
-    shuffled = rng.permutation(len(queries))
-    held_out, train = shuffled[: len(shuffled) // 5], shuffled[len(shuffled) // 5 :]
-    scale = np.linalg.norm(queries, axis=1).mean() * np.linalg.norm(vectors, axis=1).mean() + 1e-12
-    best: tuple[float, Floats, Floats] | None = None
-    for temperature in TEMPERATURES:
-        weights, bias = _fit_router(queries[train], blocks[train], means.T * (temperature / scale), rng)
-        ranks = block_ranks(queries[held_out] @ weights + bias, blocks[held_out][:, :10])
-        needed = float(np.quantile(ranks, 0.95)) if len(held_out) else 0.0
-        if best is None or needed < best[0]:
-            best = (needed, weights, bias)
-    if best is None:
-        raise ValueError("no temperature to try")
-    return best[1], best[2]
-
-
-def block_ranks(logits: Floats, blocks: Ints) -> Ints:
-    """Place (from 0) of each of `blocks` `(Q, n)` in the order of `logits` `(Q, C)`."""
-    own = np.take_along_axis(logits, blocks, axis=1)
-    return np.stack([(logits > own[:, [j]]).sum(axis=1) for j in range(blocks.shape[1])], axis=1)
-
-
-def _fit_router(queries: Floats, blocks: Ints, start: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Adam with a cosine rate; the bias starts at 0."""
-    weights, bias = start.astype(np.float32).copy(), np.zeros(start.shape[1], np.float32)
-    moments = [np.zeros_like(weights), np.zeros_like(weights), np.zeros_like(bias), np.zeros_like(bias)]
-    steps = max(len(queries) // ROUTER_BATCH, 1) * ROUTER_EPOCHS
-    for step in range(1, steps + 1):
-        chosen = rng.integers(0, len(queries), min(ROUTER_BATCH, len(queries)))
-        q, target = queries[chosen], blocks[chosen]
-        logits = q @ weights + bias
-        logits -= logits.max(axis=1, keepdims=True)
-        gradient = np.exp(logits)
-        gradient /= gradient.sum(axis=1, keepdims=True)
-        rows = np.repeat(np.arange(len(chosen)), target.shape[1])
-        np.subtract.at(gradient, (rows, target.ravel()), np.float32(1 / target.shape[1]))
-        gradient /= len(chosen)
-        rate = ROUTER_RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
-        _adam(weights, q.T @ gradient, moments[0], moments[1], rate, step)
-        _adam(bias, gradient.sum(axis=0), moments[2], moments[3], rate, step)
-    return weights, bias
-
-
-def _adam(value: Floats, gradient: Floats, first: Floats, second: Floats, rate: float, step: int) -> None:
-    first += 0.1 * (gradient - first)
-    second += 0.001 * (np.square(gradient) - second)
-    value -= (rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)).astype(np.float32)
+def _slots(group_of: Ints, num_groups: int, size: int) -> Ints:
+    """Members `(num_groups, size)` of each group in ascending order; -1 = empty."""
+    slots = np.full((num_groups, size), -1, dtype=np.int64)
+    order = np.argsort(group_of, kind="stable")
+    first = np.searchsorted(group_of[order], np.arange(num_groups))
+    slots[group_of[order], np.arange(len(order)) - first[group_of[order]]] = order
+    return slots

@@ -12,6 +12,7 @@ from models.retrieval import exact
 from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import ExactTopK
 from models.retrieval.partitioned import PartitionedTopK
+from models.retrieval.probing import Probes
 
 DIM = 8
 INT_SPEC = tf.TensorSpec([], tf.int32)
@@ -29,7 +30,7 @@ def two_pass_top_k(vectors, live, **options):
 def partitioned_top_k(vectors, live, **options):
     """Reads every block: an approximate index must then agree with the exact one."""
     index = PartitionedTopK(vectors, live, queries=np.zeros((0, DIM), np.float32), recall_target=0.0, **options)
-    index.num_probes = index.rows.shape[0]
+    index.probes = [Probes(index.num_blocks), Probes(index.num_blocks)]
     return index
 
 
@@ -51,6 +52,7 @@ def build(request, monkeypatch):
         index = BUILDERS[request.param](vectors, live, **options)
         top_k = tf.function(index, input_signature=SIGNATURE)
         top_k.vectors = index.vectors
+        top_k.is_exact = isinstance(index, ExactTopK)
         return top_k
 
     return make
@@ -153,8 +155,22 @@ def test_k_below_one_is_an_invalid_argument(build, catalogue, k):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_equal_vectors_come_by_row(build, value):
     vectors = np.full((200, DIM), value, np.float32)
-    _, rows = ask(build(vectors), np.ones(DIM), 5, [[2, 4]])
-    assert rows[0].tolist() == [1, 3, 5, 6, 7]
+    top_k = build(vectors)
+    scores, rows = ask(top_k, np.ones(DIM), 5, [[2, 4]])
+    assert scores[0].tolist() == [value * DIM] * 5
+    if top_k.is_exact:
+        assert rows[0].tolist() == [1, 3, 5, 6, 7]
+    assert (np.diff(rows[0]) > 0).all()
+    assert not {0, 2, 4} & set(rows[0])
+
+
+def test_duplicates_come_together_whatever_their_number(build, catalogue):
+    vectors = catalogue[0].copy()
+    vectors[50:250] = 9.0  # 200 copies of the best item
+    scores, rows = ask(build(vectors), np.ones(DIM), 150)
+    assert scores[0].tolist() == [9.0 * DIM] * 150
+    assert len(set(rows[0])) == 150
+    assert set(rows[0]) <= set(range(50, 250))
 
 
 def test_one_dominating_norm_comes_first_then_the_rest(build, catalogue):

@@ -8,10 +8,11 @@ import pytest
 from models.config import RetrievalConfig
 from models.keras import tf
 from models.retrieval.build import build_retriever
+from models.retrieval.clustering import Clustering, balance, cluster
 from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import ExactTopK
 from models.retrieval.partitioned import PartitionedTopK
-from models.retrieval.partitioning import balance, block_ranks, exact_top, kmeans
+from models.retrieval.routing import exact_top, ranks_of
 
 DIM = 16
 
@@ -48,7 +49,7 @@ def test_recall_reaches_the_target_by_reading_few_blocks(index, clustered):
     recall = (found[:, :, None] == truth[:, None, :]).any(axis=1).mean()
     assert recall >= 0.93
     assert index.recall >= 0.95
-    assert index.num_probes < 0.15 * index.rows.shape[0]
+    assert index.probes[0].blocks < 0.15 * index.num_blocks
 
 
 @pytest.mark.parametrize("k", [10, 500, 3429])
@@ -76,8 +77,7 @@ def test_vectors_of_retired_items_stay_readable(index, clustered):
 def test_balanced_blocks_hold_every_item_once_and_are_never_overfull():
     rng = np.random.default_rng(0)
     vectors = np.concatenate([rng.normal(size=(500, 4)) * 0.01, rng.normal(size=(76, 4))]).astype(np.float32)
-    centroids = kmeans(vectors, 40, rng)
-    counts = np.bincount(balance(vectors, centroids, 16), minlength=40)
+    counts = np.bincount(balance(vectors, cluster(vectors, 40, rng), 16), minlength=40)
     assert counts.sum() == 576
     assert counts.max() <= 16
 
@@ -85,12 +85,14 @@ def test_balanced_blocks_hold_every_item_once_and_are_never_overfull():
 def test_balance_keeps_the_closest_items_by_hand():
     # both centroids at 0 and 10; three items want the first, which takes two: the farthest goes to the second
     items = np.array([[0.0], [1.0], [4.0], [10.0]], np.float32)
-    assert balance(items, np.array([[0.0], [10.0]], np.float32), 2).tolist() == [0, 0, 1, 1]
+    centroids = np.array([[0.0], [10.0]], np.float32)
+    clustering = Clustering(centroids[:1], centroids, np.zeros(2, np.int64))
+    assert balance(items, clustering, 2).tolist() == [0, 0, 1, 1]
 
 
-def test_block_ranks_and_exact_top_by_hand():
+def test_ranks_and_exact_top_by_hand():
     logits = np.array([[0.1, 0.9, 0.5]])
-    assert block_ranks(logits, np.array([[0, 1, 2]])).tolist() == [[2, 0, 1]]
+    assert ranks_of(logits, np.array([[0, 1, 2]])).tolist() == [[2, 0, 1]]
     vectors, bias = np.array([[1.0], [3.0], [2.0]], np.float32), np.array([5.0, 0.0, 0.0], np.float32)
     assert exact_top(vectors, bias, np.array([[1.0]], np.float32), 3).tolist() == [[0, 1, 2]]
 
