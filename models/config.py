@@ -111,21 +111,24 @@ class LossConfig(Record):
 
     Attributes:
         kind: `full_softmax` scores every item; `sampled_softmax` scores `num_negatives` shared
-            negatives; `in_batch` uses `tfrs.tasks.Retrieval`; `gbce` is gSASRec's.
+            negatives; `in_batch` uses `tfrs.tasks.Retrieval`; `gbce` is gSASRec's. `least_squares` is EASE's
+            regression, solved in closed form for the `wide` encoder: seconds, no epochs.
         num_negatives: Negatives per batch (`sampled_softmax`) or per position (`gbce`).
         negative_sampling: Where sampled negatives come from.
         logq_correction: Subtract the log sampling probability (Yi et al., RecSys 2019).
         temperature: Divides the logits.
         gbce_calibration: The `t` of gBCE (Petrov and Macdonald, RecSys 2023).
+        l2: Ridge penalty of `least_squares`, in events.
         full_softmax_limit: Largest catalogue for `full_softmax`; above it `sampled_softmax` is used.
     """
 
-    kind: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce"] = "full_softmax"
+    kind: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce", "least_squares"] = "full_softmax"
     num_negatives: int = Field(512, ge=1, le=65_536)
     negative_sampling: Literal["uniform", "frequency", "mixed"] = "uniform"
     logq_correction: bool = True
     temperature: float = Field(1.0, gt=0, le=100)
     gbce_calibration: float = Field(0.75, ge=0, le=1)
+    l2: float = Field(400.0, gt=0)
     full_softmax_limit: int = Field(100_000, ge=1)
 
 
@@ -154,8 +157,11 @@ class TrainingConfig(Record):
             More suits data where the order within a visit means nothing, and targets far ahead.
         novel_labels: Skip labels that are in the history already: answers leave those items out.
         windows: Cut long histories into windows so that every event is trained on.
-        refit: After choosing the number of epochs on validation, fit again on all events.
-        mixed_precision: Precision of the encoder; logits and loss stay float32.
+        popularity_trend: After fitting, correct the scores for what is popular lately, as far as validation gains.
+        refit: After choosing epochs and trend on validation, fit again on all events and push that model. Gate and
+            report judge the model that has not seen the test events, in the same compressed form.
+        mixed_precision: Precision of the encoder's and the softmax's matrix products; softmax and loss stay float32.
+            `auto` is bfloat16 where the CPU multiplies it in hardware, float32 elsewhere.
         jit_compile: XLA.
         seed: Of weights, shuffling and dropout.
     """
@@ -177,8 +183,9 @@ class TrainingConfig(Record):
     label_horizon: int = Field(default=1, ge=1, le=1000)
     novel_labels: bool = True
     windows: bool = True
+    popularity_trend: bool = False
     refit: bool = False
-    mixed_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     jit_compile: bool = False
     seed: int = Field(42, ge=0)
 
@@ -233,6 +240,22 @@ class TwoTowerConfig(Record):
     training: TrainingConfig = TrainingConfig()
     compression: CompressionConfig = CompressionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+
+    @model_validator(mode="after")
+    def _least_squares_is_linear(self) -> TwoTowerConfig:
+        if self.loss.kind == "least_squares":
+            model = self.model
+            if model.history_encoder != "wide" or not model.use_item_ids or model.normalize or model.popularity_prior:
+                raise ValueError(
+                    "loss.kind = 'least_squares' is solved in closed form for model.history_encoder = 'wide' with item "
+                    "ids and without normalize and popularity_prior; change these keys, or choose a softmax loss"
+                )
+            if self.features:
+                raise ValueError(
+                    f"loss.kind = 'least_squares' learns nothing from features, but {self.features[0].name!r} is "
+                    "declared; remove [[features]] or choose a softmax loss"
+                )
+        return self
 
     @model_validator(mode="after")
     def _unique_names(self) -> TwoTowerConfig:

@@ -18,6 +18,7 @@ import numpy as np
 from models.batches import LabelRules, TrainingBatches
 from models.config import TrainingConfig
 from models.keras import keras, tf
+from models.precision import compute_precision
 from models.ranking import Ranker, sample_sequences
 from models.training_data import TrainingData
 from models.two_tower import TwoTowerModel
@@ -106,7 +107,7 @@ def make_optimizer(config: TrainingConfig) -> Any:
         optimizer.exclude_from_weight_decay(var_names=["bias", "norm", "position", "prior_weight", "embedding"])
     else:
         optimizer = keras.optimizers.Adam(**options)
-    if config.mixed_precision == "float16":
+    if compute_precision(config) == "float16":
         return keras.mixed_precision.LossScaleOptimizer(optimizer)
     return optimizer
 

@@ -77,15 +77,13 @@ def ranking_metrics(
 
     result: dict[str, float] = {"queries": float(count)}
     width = ranked.shape[1] if ranked.ndim == 2 else 0
-    discounts = 1.0 / np.log2(np.arange(max([*ks, width])) + 2.0)
-    ideal = np.concatenate([[0.0], np.cumsum(discounts)])
     for k in ks:
         top = hits[:, :k].astype(np.float64)
         found = top.sum(axis=1)
         result[f"recall@{k}"] = mean(found / np.maximum(num_targets, 1))
         result[f"precision@{k}"] = mean(found / k)
         result[f"hit_rate@{k}"] = mean((found > 0).astype(np.float64))
-        result[f"ndcg@{k}"] = mean((top @ discounts[: top.shape[1]]) / ideal[np.minimum(k, np.maximum(num_targets, 1))])
+        result[f"ndcg@{k}"] = mean(_ndcg(top, num_targets, k))
         if num_items:
             shown = np.unique(ranked[:, :k])
             result[f"coverage@{k}"] = float((shown > 0).sum()) / num_items
@@ -94,4 +92,18 @@ def ranking_metrics(
     return result
 
 
-__all__ = ["hit_matrix", "ranking_metrics"]
+def ndcg_per_query(ranked: Array, target_values: Array, target_splits: Array, k: int = 10) -> NDArray[np.float64]:
+    """ndcg@k of each query that has a target; arguments as in `ranking_metrics`."""
+    num_targets = np.diff(target_splits)
+    hits = hit_matrix(np.asarray(ranked)[:, :k], target_values, target_splits)[num_targets > 0]
+    return _ndcg(hits.astype(np.float64), num_targets[num_targets > 0], k)
+
+
+def _ndcg(hits: Array, num_targets: Array, k: int) -> NDArray[np.float64]:
+    """ndcg of queries with the hits `(queries, at most k)`."""
+    discounts = 1.0 / np.log2(np.arange(k) + 2.0)
+    ideal = np.concatenate([[0.0], np.cumsum(discounts)])
+    return (hits @ discounts[: hits.shape[1]]) / ideal[np.minimum(k, np.maximum(num_targets, 1))]
+
+
+__all__ = ["hit_matrix", "ndcg_per_query", "ranking_metrics"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,25 +33,37 @@ class Ranker:
     def _scores(self, batch: Any, table: Any, candidates: Any, bias: Any) -> Any:
         return tf.matmul(self.model.query_vectors(batch["rows"], batch, table), candidates) + bias
 
+    def _masked_batches(self, sequences: Sequences) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Indices into `sequences` and their scores `(b, N + 1)`; -inf where an item cannot be answered."""
+        model = self.model
+        table, bias = model.candidate_vectors(), model.item_bias()
+        candidates = tf.transpose(table)
+        dead = np.flatnonzero(~model.item_features.live)
+        for chosen, arrays in query_batches(sequences, model.config.model.max_history_length, self.batch_size):
+            batch = {name: tf.constant(values) for name, values in arrays.items()}
+            scores = self._score(batch, table, candidates, bias).numpy()[: len(chosen)]
+            histories = take(sequences.rows, chosen)
+            scores[np.repeat(np.arange(len(chosen)), histories.lengths), histories.values] = -np.inf
+            scores[:, dead] = -np.inf
+            yield chosen, scores
+
+    def scores(self, sequences: Sequences) -> NDArray[np.float32]:
+        """Scores of the whole catalogue, `(num_sequences, N + 1)`, all in memory; -inf where an item cannot be
+        answered: it is in the history, retired, or the padding row."""
+        result = np.empty((len(sequences), self.model.num_items + 1), dtype=np.float32)
+        for chosen, scores in self._masked_batches(sequences):
+            result[chosen] = scores
+        return result
+
     def __call__(self, sequences: Sequences, k: int = 100) -> NDArray[np.int64]:
         """The k best live items for each history, items in the history left out.
 
         Returns:
             Item rows `(num_sequences, min(k, num_items))`, best first; 0 where fewer remain.
         """
-        model = self.model
-        table, bias = model.candidate_vectors(), model.item_bias()
-        candidates = tf.transpose(table)
-        dead = np.flatnonzero(~model.item_features.live)
-        k = min(k, model.num_items)
+        k = min(k, self.model.num_items)
         result = np.zeros((len(sequences), k), dtype=np.int64)
-        length = model.config.model.max_history_length
-        for chosen, arrays in query_batches(sequences, length, self.batch_size):
-            batch = {name: tf.constant(values) for name, values in arrays.items()}
-            scores = self._score(batch, table, candidates, bias).numpy()[: len(chosen)]
-            histories = take(sequences.rows, chosen)
-            scores[np.repeat(np.arange(len(chosen)), histories.lengths), histories.values] = -np.inf
-            scores[:, dead] = -np.inf
+        for chosen, scores in self._masked_batches(sequences):
             best = tf.math.top_k(scores, k)
             result[chosen] = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), 0)
         return result

@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from models.config import TrainingConfig, TwoTowerConfig
-from models.fitting import FitResult, fit, make_strategy
+from models.fitting import EpochRecord, FitResult, fit, make_strategy
 from models.initialization import initialize_item_embeddings
 from models.input_pipeline import load_training_data
 from models.keras import keras, tf
+from models.linear_autoencoder import solve
+from models.popularity_trend import Correction, apply_correction, choose_correction
+from models.ranking import Ranker
 from models.serving_graph.users import UserHistories
 from models.training_data import TrainingData
 from models.two_tower import TwoTowerModel
 
 TRAINING_FOLDER = "training"
+REFITTED_FOLDER = "training_refitted"
 HISTORY_FILE = "history.json"
 
 
@@ -42,17 +48,21 @@ def run_fn(fn_args: Any) -> None:
         f"read in {time.monotonic() - started:.1f} s",
         flush=True,
     )
-    model, result = train(
+    trained = train(
         config,
         data,
         log_dir=fn_args.model_run_dir,
         checkpoint_dir=checkpoint_folder(fn_args),
     )
+    model = trained.model
     serving = PurePosixPath(fn_args.serving_model_dir)
     training = str(serving.parent / TRAINING_FOLDER)
     model.save(training)
+    if trained.refitted is not None:
+        trained.refitted.save(str(serving.parent / REFITTED_FOLDER))
+    record = {**trained.result.to_json(), "popularity_trend": dataclasses.asdict(trained.correction)}
     with tf.io.gfile.GFile(f"{training}/{HISTORY_FILE}", "w") as file:
-        file.write(json.dumps(result.to_json(), indent=2) + "\n")
+        file.write(json.dumps(record, indent=2) + "\n")
     export_saved_model(
         str(serving),
         ServedTowers.of(model),
@@ -78,29 +88,49 @@ def user_histories(data: TrainingData) -> UserHistories:
     )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Outcome of `train`.
+
+    Attributes:
+        model: Fitted on the train split: what gate and report judge.
+        refitted: Fitted in the same way on all events: what is pushed; None without `refit`.
+        result: Of the fit that was validated.
+        correction: Of the scores for what is popular lately.
+    """
+
+    model: TwoTowerModel
+    refitted: TwoTowerModel | None
+    result: FitResult
+    correction: Correction
+
+
 def train(
     config: TwoTowerConfig,
     data: TrainingData,
     *,
     log_dir: str | None = None,
     checkpoint_dir: str | None = None,
-) -> tuple[TwoTowerModel, FitResult]:
-    """Builds and fits a model; with `refit` fits a second one on all events for the chosen number of epochs.
-
-    Returns:
-        The model to serve, and the outcome of the fit that was validated.
-    """
-    model, result = _fit_new(config, data, config.training, log_dir, _below(checkpoint_dir, "fit"))
-    if not config.training.refit or data.everything is None:
-        return model, result
-    print(f"refit on all events for {result.best_epoch} epochs", flush=True)
-    events = np.bincount(data.everything.rows.values, minlength=data.items.num_items + 1)
-    events[0] = 0
-    items = dataclasses.replace(data.items, train_events=events)
-    everything = TrainingData(items, data.everything, feature_sizes=data.feature_sizes)
-    training = config.training.model_copy(update={"epochs": result.best_epoch, "max_train_seconds": 0.0})
-    model, _ = _fit_new(config, everything, training, _below(log_dir, "refit"), _below(checkpoint_dir, "refit"))
-    return model, result
+) -> Trained:
+    """Builds and fits a model; with `refit` a second one on all events, for the chosen number of epochs."""
+    training = config.training
+    model, result = _fit_new(config, data, training, log_dir, _below(checkpoint_dir, "fit"))
+    correction = Correction("none")
+    if training.popularity_trend and data.validation is not None:
+        correction = choose_correction(model, data.train, data.validation, training.seed)
+        apply_correction(model, correction, data.train)
+        print(f"popularity trend: {correction}", flush=True)
+    refitted = None
+    if training.refit and data.everything is not None:
+        print(f"refit on all events for {result.best_epoch} epochs", flush=True)
+        events = np.bincount(data.everything.rows.values, minlength=data.items.num_items + 1)
+        events[0] = 0
+        items = dataclasses.replace(data.items, train_events=events)
+        everything = TrainingData(items, data.everything, feature_sizes=data.feature_sizes)
+        training = training.model_copy(update={"epochs": result.best_epoch, "max_train_seconds": 0.0})
+        refitted, _ = _fit_new(config, everything, training, _below(log_dir, "refit"), _below(checkpoint_dir, "refit"))
+        apply_correction(refitted, correction, data.everything)
+    return Trained(model, refitted, result, correction)
 
 
 def _below(folder: str | None, name: str) -> str | None:
@@ -119,6 +149,9 @@ def _fit_new(
     with strategy.scope():
         model = TwoTowerModel(config, data.items.num_items, data.feature_sizes)
         model.set_item_features(data.items)
+        if config.loss.kind == "least_squares":
+            model = in_float32(model)
+            return model, _solve(model, data)
         if training.item_initialization == "co_occurrence":
             initialize_item_embeddings(model, data.train.rows, training.seed)
     result = fit(
@@ -130,7 +163,45 @@ def _fit_new(
         strategy=strategy,
         report=lambda line: print(line, flush=True),
     )
-    return model, result
+    return in_float32(model), result
+
+
+def _solve(model: TwoTowerModel, data: TrainingData) -> FitResult:
+    """The closed form of `least_squares`, validated once; its record is one epoch without steps."""
+    began, cpu = time.monotonic(), time.process_time()
+    solve(model, data.train.rows, model.config.loss.l2, model.config.training.seed)
+    metrics = Ranker(model).evaluate(data.validation) if data.validation is not None else {}
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    ndcg = metrics.get("ndcg@10", math.nan)
+    record = EpochRecord(
+        epoch=1,
+        steps=0,
+        loss=math.nan,
+        ndcg_at_10=ndcg,
+        recall_at_100=metrics.get("recall@100", math.nan),
+        seconds=seconds,
+        cpu_seconds=cpu,
+        learning_rate=0.0,
+        examples_per_second=len(data.train.rows.values) / seconds,
+        step_seconds=seconds,
+        input_wait_seconds=0.0,
+    )
+    print(f"least squares solved  ndcg@10 {ndcg:.4f}  {seconds:.1f} s", flush=True)
+    parameters = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    return FitResult((record,), 1, ndcg, seconds, cpu, parameters, 0, "closed form")
+
+
+def in_float32(model: TwoTowerModel) -> TwoTowerModel:
+    """The same model computing in float32: what is served must not need the trainer's CPU."""
+    if model.precision == "float32":
+        return model
+    training = model.config.training.model_copy(update={"mixed_precision": "float32"})
+    twin = TwoTowerModel(
+        model.config.model_copy(update={"training": training}), model.num_items, model.vocabulary_sizes
+    )
+    twin.set_item_features(model.item_features)
+    twin.set_weights(model.get_weights())
+    return twin
 
 
 def patterns_by_split(patterns: Sequence[str]) -> Mapping[str, list[str]]:

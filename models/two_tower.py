@@ -19,6 +19,7 @@ from models.config import TwoTowerConfig
 from models.features import FeatureColumn, feature_column
 from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
+from models.precision import compute_precision
 from models.towers import build_candidate_tower
 from models.training_data import ItemFeatures
 
@@ -49,12 +50,13 @@ class TwoTowerModel(tfrs.Model):
         self.candidate_columns = self._columns("candidate")
         self.query_columns = self._columns("query")
         self.candidate_tower = build_candidate_tower(config.model, num_items, self.candidate_columns)
-        self.history_encoder = build_history_encoder(
-            config.model, num_items, self.query_columns, config.training.mixed_precision
-        )
+        self.precision = compute_precision(config.training)
+        self.history_encoder = build_history_encoder(config.model, num_items, self.query_columns, self.precision)
         self.prior_weight = self.add_weight(
             name="prior_weight", shape=(), initializer="zeros", trainable=config.model.popularity_prior
         )
+        # Not learnt from the loss: `models.popularity_trend` sets it after fitting.
+        self.trend = self.add_weight(name="trend", shape=(num_items + 1,), initializer="zeros", trainable=False)
         self._items: ItemFeatures | None = None
         self._item_tensors: dict[str, Any] = {}
         self._log_popularity: Any = None
@@ -124,11 +126,20 @@ class TwoTowerModel(tfrs.Model):
         table = self.candidate_vectors() if table is None else table
         return self.encode(tf.gather(table, rows), rows, query_features or {})[:, -1]
 
-    def item_bias(self) -> Any:
-        """What is added to every score of an item, float32 `(num_items + 1,)`; the learnt popularity prior."""
+    def learnt_prior(self) -> Any:
+        """The learnt multiple of log popularity, float32 `(num_items + 1,)`; part of the training loss."""
         if self._log_popularity is None:
             raise ValueError("the model has no catalogue yet; call `set_item_features` first")
         return self.prior_weight * self._log_popularity
+
+    def item_bias(self) -> Any:
+        """What is added to every answered score of an item, float32 `(num_items + 1,)`: learnt prior and trend."""
+        return self.learnt_prior() + self.trend
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """True for a least-squares model, whose scores estimate probabilities; the others' are logits."""
+        return self.config.loss.kind == "least_squares"
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> Any:
         """Weighted mean loss per target of the global batch, as this replica's share: shares add up over replicas.
@@ -174,7 +185,7 @@ class TwoTowerModel(tfrs.Model):
         """Candidate vectors with the bias as last column, if the model has one."""
         if not self.has_bias:
             return vectors
-        bias = self.item_bias() if rows is None else tf.gather(self.item_bias(), rows)
+        bias = self.learnt_prior() if rows is None else tf.gather(self.learnt_prior(), rows)
         return tf.concat([vectors, bias[:, tf.newaxis]], axis=-1)
 
     @property
@@ -188,7 +199,7 @@ class TwoTowerModel(tfrs.Model):
         queries = tf.reshape(queries, [-1, queries.shape[-1]])
         labels, weights = tf.reshape(inputs["labels"], [-1]), tf.reshape(weights, [-1])
         table = self._with_bias(table)
-        if self.config.training.mixed_precision == "bfloat16":
+        if self.precision == "bfloat16":
             queries, table = tf.cast(queries, tf.bfloat16), tf.cast(table, tf.bfloat16)
         return losses.full_softmax_loss(queries, labels, weights, table)
 

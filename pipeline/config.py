@@ -87,11 +87,17 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        self.two_tower()
+        self.two_tower("model", "loss")
         if self.data.bigquery:
             wanted = ["interactions", "items"] + ["users"] * bool(self.two_tower().tower_features("query"))
             if missing := [table for table in wanted if table not in self.data.bigquery]:
                 raise ValueError(f"data.bigquery has no query for {', '.join(missing)}; give one per table")
+        trained = [name for name in self.compression.variants if "prune" in name or "qat" in name]
+        if trained and self.loss.kind == "least_squares":
+            raise ValueError(
+                f"compression.variants: {trained[0]!r} needs gradient steps, but loss.kind = 'least_squares' is "
+                "solved in closed form; name variants without prune and qat, such as ['bfloat16', 'int8']"
+            )
         return self
 
     def two_tower(self, *sections: str) -> TwoTowerConfig:

@@ -66,7 +66,7 @@ def compress(
         builder = VariantBuilder(
             model,
             config,
-            data.everything if config.training.refit and data.everything is not None else data.train,
+            data.train,
             user_histories(data),
             transform_graph_dir,
             Path(folder),

@@ -48,7 +48,7 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
     write_records(tmp_path / "sequences" / "Split-validation", transformed.raw["validation"])
     transformed_uri = str(Path(transformed.patterns["train"][0]).parent.parent)
     data = load_training_data(transformed.patterns, transformed.transform_graph, config)
-    model, _ = train(config, data)
+    model = train(config, data).model
     model.save(tmp_path / "trained" / "training")
     export_saved_model(
         str(tmp_path / "trained" / "Format-Serving"),

@@ -53,14 +53,24 @@ def test_run_fn_writes_weights_curve_scalars_and_saved_model(transformed, tmp_pa
     np.testing.assert_allclose(answer, model.query_vectors(np.array([[1, 2, 4]]), features), atol=1e-5)
 
 
-def test_refit_learns_from_all_events(transformed) -> None:
+def test_refit_learns_from_all_events_beside_the_judged_model(transformed) -> None:
     data = load_training_data(transformed.patterns, transformed.transform_graph, transformed.config)
     config = transformed.config.model_dump()
     config["training"] |= {"refit": True, "epochs": 1}
-    model, result = train(TwoTowerConfig.model_validate(config), data)
+    trained = train(TwoTowerConfig.model_validate(config), data)
     everything = np.bincount(data.everything.rows.values, minlength=13)
-    assert model.item_features.train_events.tolist() == everything.tolist()
-    assert result.best_epoch == 1 and len(result.history) == 1
+    assert trained.refitted.item_features.train_events.tolist() == everything.tolist()
+    assert trained.model.item_features.train_events.tolist() == data.items.train_events.tolist()
+    assert trained.result.best_epoch == 1 and len(trained.result.history) == 1
+
+
+def test_a_model_trained_in_bfloat16_is_served_in_float32(transformed) -> None:
+    data = load_training_data(transformed.patterns, transformed.transform_graph, transformed.config)
+    config = transformed.config.model_dump()
+    config["training"] |= {"mixed_precision": "bfloat16", "epochs": 1}
+    model = train(TwoTowerConfig.model_validate(config), data).model
+    assert model.precision == "float32" and model.config.training.mixed_precision == "float32"
+    assert "bfloat16" not in {layer.compute_dtype for layer in model.history_encoder.layers}
 
 
 def test_patterns_are_sorted_by_split() -> None:
