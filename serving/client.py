@@ -18,35 +18,19 @@ from typing import Any, Literal, TypeVar
 import grpc
 import numpy as np
 
-from serving.errors import ServingError, SignatureError
+from serving import signatures
+from serving.errors import ServingError
+from serving.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from serving.messages import Arrays, ModelTarget, VersionState
+from serving.rest_transport import AsyncRestTransport, RestTransport
 from serving.retries import Attempts, RetryPolicy
-from serving.transports import (
-    AsyncGrpcTransport,
-    AsyncRestTransport,
-    AsyncTransport,
-    GrpcTransport,
-    RestTransport,
-    Transport,
-)
+from serving.signatures import Recommendation
+from serving.transports import AsyncTransport, Transport
 
-_MISSING: dict[str, Any] = {
-    "DT_STRING": "",
-    "DT_FLOAT": np.float32("nan"),
-    "DT_INT64": np.int64(np.iinfo(np.int64).min),
-}
+__all__ = ["AsyncClient", "Client", "ClientOptions", "ProtocolName", "Recommendation"]
 
 ProtocolName = Literal["grpc", "rest"]
 ResultT = TypeVar("ResultT")
-Call = tuple[str, dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item; scores only compare within one answer."""
-
-    item_id: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,9 @@ class ClientOptions:
         retries: When to ask again.
         credentials: gRPC credentials for TLS; None for none.
         seed: Seed of the jitter; None for a different one each time.
+
+    Raises:
+        ValueError: The time is not above 0, or credentials are given for REST, which has no TLS on a model server.
     """
 
     protocol: ProtocolName = "grpc"
@@ -67,52 +54,13 @@ class ClientOptions:
     credentials: grpc.ChannelCredentials | None = None
     seed: int | None = None
 
-
-def recommend_call(history: Sequence[str], k: int, exclude: Sequence[str], features: Mapping[str, Any] | None) -> Call:
-    """Signature and inputs of `recommend`."""
-    inputs = {"history": _strings([history]), "exclude": _strings([exclude]), "k": np.array(k, np.int32)}
-    for name, value in (features or {}).items():
-        inputs[name] = _feature(value)
-    return "recommend", inputs
-
-
-def _strings(rows: Sequence[Sequence[str]]) -> np.ndarray:
-    """A matrix of strings, shorter rows filled up with ""."""
-    width = max((len(row) for row in rows), default=0)
-    array = np.full((len(rows), width), b"", dtype=object)
-    for index, row in enumerate(rows):
-        array[index, : len(row)] = [text.encode() for text in row]
-    return array
-
-
-def _string_vector(texts: Sequence[str]) -> np.ndarray:
-    return _strings([texts]).reshape(-1)
-
-
-def _feature(value: Any) -> np.ndarray:
-    """One user's value of a feature as a batch of one."""
-    if isinstance(value, str):
-        return _string_vector([value])
-    if isinstance(value, list | tuple) and value and isinstance(value[0], str):
-        return _strings([value])
-    array = np.array([value])
-    return array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int64)
-
-
-def _recommendations(outputs: Arrays, row: int = 0) -> list[Recommendation]:
-    try:
-        ids, scores = outputs["item_ids"], outputs["scores"]
-    except KeyError as error:
-        raise SignatureError(f"The model answered {sorted(outputs)}, expected item_ids and scores.") from error
-    return [
-        Recommendation(item_id.decode(), float(score))
-        for item_id, score in zip(ids[row].tolist(), scores[row].tolist(), strict=True)
-        if item_id
-    ]
-
-
-def _embeddings(outputs: Arrays) -> np.ndarray:
-    return outputs["embeddings"] if "embeddings" in outputs else outputs[""]
+    def __post_init__(self) -> None:
+        if self.timeout_seconds <= 0:
+            raise ValueError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
+        if self.protocol not in ("grpc", "rest"):
+            raise ValueError(f"protocol must be grpc or rest, got {self.protocol!r}")
+        if self.protocol == "rest" and self.credentials is not None:
+            raise ValueError("credentials need protocol grpc: a model server offers no TLS over REST")
 
 
 class Client:
@@ -165,26 +113,23 @@ class Client:
         Returns:
             At most k items, best first.
         """
-        return _recommendations(self.predict(*recommend_call(history, k, exclude, features)))
+        return signatures.recommendations(self.predict(*signatures.recommend_call(history, k, exclude, features)))
 
     def recommend_user(self, user_id: str, k: int = 10) -> list[Recommendation]:
         """Recommends for a user the model knows; an unknown one gets the fallback."""
-        inputs = {"user_id": _string_vector([user_id]), "k": np.array(k, np.int32)}
-        return _recommendations(self.predict("recommend_user", inputs))
+        return signatures.recommendations(self.predict(*signatures.recommend_user_call(user_id, k)))
 
     def similar(self, item_id: str, k: int = 10) -> list[Recommendation]:
         """Items like an item."""
-        inputs = {"item_ids": _string_vector([item_id]), "k": np.array(k, np.int32)}
-        return _recommendations(self.predict("similar_items", inputs))
+        return signatures.recommendations(self.predict(*signatures.similar_call(item_id, k)))
 
     def embed_items(self, item_ids: Sequence[str]) -> np.ndarray:
         """Embeddings of items, `(len(item_ids), D)`."""
-        return _embeddings(self.predict("embed_items", {"item_ids": _string_vector(item_ids)}))
+        return signatures.embeddings(self.predict(*signatures.embed_items_call(item_ids)))
 
     def embed_query(self, history: Sequence[str], *, features: Mapping[str, Any] | None = None) -> np.ndarray:
         """Embedding of a history, `(D,)`."""
-        _, inputs = recommend_call(history, 1, (), features)
-        return _embeddings(self.predict("embed_query", inputs))[0]
+        return signatures.embeddings(self.predict(*signatures.embed_query_call(history, features)))[0]
 
     def status(self) -> list[VersionState]:
         """States of the model's versions, newest first."""
@@ -196,18 +141,16 @@ class Client:
         Tandem's models read "" (text), NaN (float) and the smallest integer as missing; the client sends
         them only where the caller asks for it.
         """
-        specs = self._retried(lambda timeout: self._transport.inputs(self._target, "recommend", timeout))
-        features = {name: spec for name, spec in specs.items() if name not in ("history", "exclude", "k")}
-        return {
-            name: _MISSING[spec.dtype] if spec.rank < 2 else [_MISSING[spec.dtype]] for name, spec in features.items()
-        }
+        return signatures.missing_features(
+            self._retried(lambda timeout: self._transport.inputs(self._target, "recommend", timeout))
+        )
 
     def predict(self, signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
         """Runs any signature.
 
         Args:
             signature: Its name.
-            inputs: Name to array; strings as object arrays of bytes.
+            inputs: Name to array; strings as text or bytes.
 
         Raises:
             ServingError: See `serving.errors`.
@@ -258,30 +201,31 @@ class AsyncClient:
         features: Mapping[str, Any] | None = None,
     ) -> list[Recommendation]:
         """Recommends for a history; see `Client.recommend`."""
-        return _recommendations(await self.predict(*recommend_call(history, k, exclude, features)))
+        return signatures.recommendations(await self.predict(*signatures.recommend_call(history, k, exclude, features)))
 
     async def recommend_user(self, user_id: str, k: int = 10) -> list[Recommendation]:
         """Recommends for a user the model knows; an unknown one gets the fallback."""
-        inputs = {"user_id": _string_vector([user_id]), "k": np.array(k, np.int32)}
-        return _recommendations(await self.predict("recommend_user", inputs))
+        return signatures.recommendations(await self.predict(*signatures.recommend_user_call(user_id, k)))
 
     async def similar(self, item_id: str, k: int = 10) -> list[Recommendation]:
         """Items like an item."""
-        inputs = {"item_ids": _string_vector([item_id]), "k": np.array(k, np.int32)}
-        return _recommendations(await self.predict("similar_items", inputs))
+        return signatures.recommendations(await self.predict(*signatures.similar_call(item_id, k)))
 
     async def embed_items(self, item_ids: Sequence[str]) -> np.ndarray:
         """Embeddings of items, `(len(item_ids), D)`."""
-        return _embeddings(await self.predict("embed_items", {"item_ids": _string_vector(item_ids)}))
+        return signatures.embeddings(await self.predict(*signatures.embed_items_call(item_ids)))
 
     async def embed_query(self, history: Sequence[str], *, features: Mapping[str, Any] | None = None) -> np.ndarray:
         """Embedding of a history, `(D,)`."""
-        _, inputs = recommend_call(history, 1, (), features)
-        return _embeddings(await self.predict("embed_query", inputs))[0]
+        return signatures.embeddings(await self.predict(*signatures.embed_query_call(history, features)))[0]
 
     async def status(self) -> list[VersionState]:
         """States of the model's versions, newest first."""
         return await self._retried(self._transport.status, self._target)
+
+    async def missing_features(self) -> dict[str, Any]:
+        """Values that say "not known" for every user feature; see `Client.missing_features`."""
+        return signatures.missing_features(await self._retried(self._transport.inputs, self._target, "recommend"))
 
     async def predict(self, signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
         """Runs any signature; see `Client.predict`."""

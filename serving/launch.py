@@ -33,6 +33,7 @@ class ServerProcess:
         flags: Further flags of the server, such as `--enable_batching`.
         deadline_seconds: Longest wait for the model.
         log_path: File for the output of the server; a temporary one by default.
+        ports: For gRPC and REST; free ones by default.
 
     Attributes:
         base_path: Folder that holds the version folders.
@@ -55,10 +56,12 @@ class ServerProcess:
         flags: Sequence[str] = (),
         deadline_seconds: float = 120.0,
         log_path: str | Path | None = None,
+        ports: tuple[int, int] | None = None,
     ) -> None:
         self.model_name = model_name
         self.base_path = Path(base_path).absolute()
         self._flags = list(flags)
+        self._ports = ports
         self._deadline_seconds = deadline_seconds
         self._log_is_temporary = log_path is None
         self._log_path = Path(log_path) if log_path is not None else Path()
@@ -118,7 +121,7 @@ class ServerProcess:
                 self._log_path.unlink()
 
     def _spawn(self) -> None:
-        grpc_port, rest_port = free_ports(2)
+        grpc_port, rest_port = self._ports or free_ports(2)
         self.grpc_address, self.rest_address = f"{_HOST}:{grpc_port}", f"{_HOST}:{rest_port}"
         command = [
             *(sys.executable, "-m", "serving.server"),

@@ -1,9 +1,11 @@
 """What the client says and hears, in both protocols' forms; nothing here touches the network."""
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -29,9 +31,14 @@ with lean_tensorflow():
 Arrays = Mapping[str, np.ndarray]
 _CODE_OF_HTTP_STATUS = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
+    409: "ABORTED",
     429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    501: "UNIMPLEMENTED",
     502: "UNAVAILABLE",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
@@ -65,9 +72,10 @@ class ModelTarget:
     @property
     def path(self) -> str:
         """Path of the model in the REST API."""
+        model = f"/v1/models/{quote(self.name, safe='')}"
         if self.version is not None:
-            return f"/v1/models/{self.name}/versions/{self.version}"
-        return f"/v1/models/{self.name}/labels/{self.label}" if self.label else f"/v1/models/{self.name}"
+            return f"{model}/versions/{self.version}"
+        return f"{model}/labels/{quote(self.label, safe='')}" if self.label else model
 
     def fill(self, spec: Any) -> None:
         """Writes a ModelSpec."""
@@ -99,7 +107,7 @@ def predict_message(target: ModelTarget, signature: str, inputs: Arrays) -> pred
     target.fill(request.model_spec)
     request.model_spec.signature_name = signature
     for name, value in inputs.items():
-        to_proto(value, request.inputs[name])
+        to_proto(_wire_form(value), request.inputs[name])
     return request
 
 
@@ -112,16 +120,28 @@ def predict_json(signature: str, inputs: Arrays) -> bytes:
     """The body of a REST predict request, in columnar form."""
     document = {
         "signature_name": signature,
-        "inputs": {name: _json_value(inputs[name].tolist()) for name in sorted(inputs)},
+        "inputs": {name: _json_value(_wire_form(inputs[name]).tolist()) for name in sorted(inputs)},
     }
     return json.dumps(document).encode()
+
+
+def _wire_form(array: np.ndarray) -> np.ndarray:
+    """Strings as object arrays of bytes, in whichever form they came."""
+    if array.dtype.kind not in "OUS":
+        return array
+    encoded = np.empty(array.size, dtype=object)
+    encoded[:] = [text.encode() if isinstance(text, str) else bytes(text) for text in array.reshape(-1).tolist()]
+    return encoded.reshape(array.shape)
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_value(item) for item in value]
     if isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError:  # a serialized example, say
+            return {"b64": base64.b64encode(value).decode()}
     return value
 
 
@@ -134,12 +154,18 @@ def json_outputs(body: bytes) -> dict[str, np.ndarray]:
 
 
 def _array(value: Any) -> np.ndarray:
-    array = np.array(value)
-    if array.dtype.kind == "U":
-        encoded = np.empty(array.size, dtype=object)
-        encoded[:] = [text.encode() for text in array.reshape(-1).tolist()]
-        return encoded.reshape(array.shape)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    array = np.array(value, dtype=object)  # any other type would cut strings off at their last zero bytes
+    first = array.reshape(-1)[0] if array.size else 0.0
+    if isinstance(first, str | dict):
+        decoded = np.empty(array.size, dtype=object)
+        decoded[:] = [_bytes(text) for text in array.reshape(-1).tolist()]
+        return decoded.reshape(array.shape)
+    numbers = np.array(value)  # one float among whole numbers makes all of them floats
+    return numbers.astype(np.float32 if numbers.dtype.kind == "f" else numbers.dtype)
+
+
+def _bytes(text: Any) -> bytes:
+    return base64.b64decode(text["b64"]) if isinstance(text, dict) else str(text).encode()
 
 
 def status_message(target: ModelTarget) -> get_model_status_pb2.GetModelStatusRequest:

@@ -18,11 +18,20 @@ class RetryPolicy:
         attempts: Most tries, the first one included.
         first_wait_seconds: Upper bound of the first wait; each further bound is twice the one before.
         longest_wait_seconds: Largest bound.
+
+    Raises:
+        ValueError: Fewer than one attempt, or a negative wait.
     """
 
     attempts: int = 4
     first_wait_seconds: float = 0.05
     longest_wait_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        if min(self.first_wait_seconds, self.longest_wait_seconds) < 0:
+            raise ValueError(f"waits must not be negative, got {self.first_wait_seconds}, {self.longest_wait_seconds}")
 
     def wait_seconds(self, failures: int, chance: random.Random) -> float:
         """A wait after the given number of failures, evenly distributed from 0 to its bound."""
