@@ -38,6 +38,8 @@ BASELINES_FILE = "baselines.json"
 VARIANTS_FILE = "variants.json"
 RETRIEVAL_METRICS_FILE = "retrieval_metrics.json"
 TRAINING_FOLDER = "training"
+# Of a trained model: weights fitted in the same way on all events, for the push.
+REFITTED_FOLDER = "training_refitted"
 # Inside a transform graph: one file per vocabulary, line n (from 0) is row n + 1, and what changed in them.
 VOCABULARIES_FOLDER = "vocabularies"
 VOCABULARIES_SUMMARY_FILE = "summary.json"

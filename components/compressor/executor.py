@@ -11,8 +11,9 @@ from tfx.dsl.io import fileio
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import path_utils
 
-from components.artifacts import TRAINING_FOLDER, VARIANTS_FILE
+from components.artifacts import REFITTED_FOLDER, TRAINING_FOLDER, VARIANTS_FILE
 from components.compressor.compression import compress
+from components.compressor.refitted import replace_by_refitted
 from models.config import TwoTowerConfig
 
 Artifacts = dict[str, list[Artifact]]
@@ -26,14 +27,16 @@ class Executor(base_executor.BaseExecutor):
 
         Args:
             input_dict: `trained_model`, `transformed_examples`, `transform_graph`, `sequences`.
-            output_dict: `model`, `report`.
+            output_dict: `model`, `report`. With a refitted model, `model` holds it as `Format-Serving` and what was
+                measured here, for the Evaluator, as `Format-TFMA`.
             exec_properties: `two_tower`, `code_version`.
         """
         trained = artifact_utils.get_single_uri(input_dict["trained_model"])
         chosen = artifact_utils.get_single_uri(output_dict["model"])
         report = artifact_utils.get_single_uri(output_dict["report"])
+        config = TwoTowerConfig.model_validate_json(exec_properties["two_tower"])
         rows = compress(
-            TwoTowerConfig.model_validate_json(exec_properties["two_tower"]),
+            config,
             serving_dir=path_utils.serving_model_dir(trained),
             training_dir=os.path.join(trained, TRAINING_FOLDER),
             transformed_uri=artifact_utils.get_single_uri(input_dict["transformed_examples"]),
@@ -42,6 +45,18 @@ class Executor(base_executor.BaseExecutor):
             output_serving_dir=path_utils.serving_model_dir(chosen),
             output_training_dir=os.path.join(chosen, TRAINING_FOLDER),
         )
+        refitted = os.path.join(trained, REFITTED_FOLDER)
+        if fileio.exists(refitted):
+            replace_by_refitted(
+                config,
+                next(row.name for row in rows if row.chosen),
+                refitted_dir=refitted,
+                transformed_uri=artifact_utils.get_single_uri(input_dict["transformed_examples"]),
+                transform_graph_dir=artifact_utils.get_single_uri(input_dict["transform_graph"]),
+                serving_dir=path_utils.serving_model_dir(chosen),
+                judged_dir=path_utils.eval_model_dir(chosen),
+                training_dir=os.path.join(chosen, TRAINING_FOLDER),
+            )
         document = {
             "split": "validation",
             "code_version": exec_properties["code_version"],

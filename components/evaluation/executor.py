@@ -159,6 +159,10 @@ class Executor(stock.Executor):
 
 
 def _saved_model(model: Artifact) -> str:
+    """The SavedModel to judge: the one that has not seen the test events, where the Compressor refitted it."""
+    judged = path_utils.eval_model_dir(model.uri)
+    if fileio.exists(judged):
+        return str(judged)
     return str(path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model)))
 
 

@@ -35,7 +35,7 @@ from pipeline.report.schema import (
     VariantRow,
 )
 
-_SERVING_FOLDER = "Format-Serving"
+_SERVING_FOLDER, _JUDGED_FOLDER = "Format-Serving", "Format-TFMA"
 _INGEST_FILE, _HISTORY_FILE = "ingest.json", "history.json"
 _PACKAGES = (
     "tandem-recommender",
@@ -125,6 +125,7 @@ def _model(nodes: Mapping[str, NodeRun]) -> tuple[bool, ModelSection]:
         path=str(path) if pushed else None,
         saved_model_bytes=sum(file.stat().st_size for file in _model_files(path)),
         gzip_bytes=sum(_compressed_bytes(file) for file in _model_files(path)),
+        refitted=bool(uri and (uri / _JUDGED_FOLDER).is_dir()),
     )
 
 

@@ -20,12 +20,16 @@ class OpenSection(BaseModel):
 
 
 class ModelSection(Section):
-    """The model of the run; `version` and `path` are None if it was not pushed."""
+    """The model of the run; `version` and `path` are None if it was not pushed.
+
+    `refitted`: it was fitted on all events, and the metrics judge its twin that has not seen the test events.
+    """
 
     version: int | None = None
     path: str | None = None
     saved_model_bytes: int | None = None
     gzip_bytes: int | None = None
+    refitted: bool = False
 
 
 class TimeRange(Section):
