@@ -88,11 +88,12 @@ def popularity_and_trend(
 
 
 def choose_correction(model: TwoTowerModel, train: Sequences, validation: Sequences, seed: int = 0) -> Correction:
-    """The correction that reaches furthest back among those within one standard error of the best validation ndcg@10.
+    """The correction with the longest memory among those not significantly worse than the best validation ndcg@10.
 
-    The shortest memory always fits the days after the cut best and ages fastest, hence the one-standard-error rule
-    (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10). Where the best does not gain half a
-    percent, nothing is corrected.
+    The shortest memory tends to fit the days right after the cut best, and it ages fastest. Hence the idea of the
+    one-standard-error rule (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10), here with two
+    standard errors of the difference over the same queries. Where the best does not gain half a percent, nothing is
+    corrected.
 
     Args:
         model: Trained.
@@ -105,18 +106,28 @@ def choose_correction(model: TwoTowerModel, train: Sequences, validation: Sequen
     scores = Ranker(model).scores(sample)
     targets = _Targets.of(sample)
     before = float(targets.ndcg(scores).mean())
-    choices, errors = [Correction("none", ndcg_before=before, ndcg_after=before)], [0.0]
+    choices, by_query = [Correction("none", ndcg_before=before, ndcg_after=before)], [targets.ndcg(scores)]
     for correction in _candidates(scores, targets, train, num_items, may_multiply=model.scores_are_probabilities):
         log_factors = correction.log_factors(train, num_items)
         corrected = scores * np.exp(log_factors) if correction.mode == "multiply" else scores + log_factors
         ndcg = targets.ndcg(corrected)
         choices.append(dataclasses.replace(correction, ndcg_before=before, ndcg_after=float(ndcg.mean())))
-        errors.append(float(ndcg.std() / np.sqrt(len(ndcg))))
+        by_query.append(ndcg)
     best = int(np.argmax([choice.ndcg_after for choice in choices]))
     if choices[best].ndcg_after <= before * (1 + LEAST_GAIN):
         return choices[0]
-    close = [choice for choice in choices[1:] if choice.ndcg_after >= choices[best].ndcg_after - errors[best]]
+    close = [
+        choice
+        for choice, ndcg in zip(choices, by_query, strict=True)
+        if choice.mode != "none" and not significantly_less(ndcg, by_query[best])
+    ]
     return max(close, key=lambda choice: (choice.half_life_days, choice.ndcg_after))
+
+
+def significantly_less(values: NDArray, others: NDArray) -> bool:
+    """Whether the mean of `values` lies two standard errors of the paired difference below the mean of `others`."""
+    difference = others - values
+    return bool(difference.mean() > 2 * difference.std() / np.sqrt(len(difference)))
 
 
 def apply_correction(model: TwoTowerModel, correction: Correction, sequences: Sequences) -> None:

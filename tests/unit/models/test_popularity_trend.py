@@ -13,6 +13,7 @@ from models.popularity_trend import (
     choose_correction,
     likeliest_weights,
     popularity_and_trend,
+    significantly_less,
 )
 from models.training_data import ItemFeatures, Ragged, Sequences
 from models.two_tower import TwoTowerModel
@@ -93,9 +94,16 @@ def test_a_planted_trend_is_found_and_applied() -> None:
     np.testing.assert_array_equal(built.learnt_prior().numpy(), 0)  # the training loss does not see the trend
 
 
-def test_the_slowest_memory_within_one_standard_error_wins() -> None:
+def test_the_longest_memory_that_is_not_significantly_worse_wins() -> None:
     train, validation = planted(range(21, 31))  # any half-life separates the ten items
     assert choose_correction(model(), train, validation).half_life_days == 90.0
+
+
+def test_significance_by_hand() -> None:
+    # Mean difference 0.5, standard deviation 0.5, so two standard errors are 1 / sqrt(n): 0.5 at n = 4.
+    ones = np.ones(4)
+    assert not significantly_less(np.array([0.0, 1.0, 0.0, 1.0]), ones)
+    assert significantly_less(np.tile([0.0, 1.0], 4), np.ones(8))
 
 
 def test_without_gain_nothing_is_corrected() -> None:
