@@ -63,11 +63,14 @@ class ServingConfig(Record):
 
     Attributes:
         keep_versions: Newest versions kept under `serving/<model>/`; older ones are removed after a push.
-        warmup_requests: Recorded requests shipped with the model; 0 = none.
+        warmup_requests: Requests shipped with the model, which a server runs before the version answers; 0 = none.
+        warmup_log: Request log of the running server (file or pattern) whose newest requests are taken for that; what
+            it lacks is made of examples of the data.
     """
 
     keep_versions: int = Field(5, ge=1)
     warmup_requests: int = Field(20, ge=0, le=1000)
+    warmup_log: str = ""
 
 
 class RunConfig(Record):

@@ -180,6 +180,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(paths.serving))
         ),
         warmup_requests=config.serving.warmup_requests,
+        warmup_log=config.serving.warmup_log,
         keep_versions=config.serving.keep_versions,
         resolved_config=config.model_dump_json(),
         code_version=code_version("components.pusher.component"),

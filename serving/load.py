@@ -1,7 +1,6 @@
 """The command `tandem load`: replays or generates requests and prints how the server took them."""
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -9,19 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.load_generator import (
-    LoadResult,
-    Recorded,
-    Target,
-    generate_requests,
-    knee,
-    read_request_log,
-    run_at_concurrency,
-    run_at_rate,
-)
+from serving.errors import ServingError
+from serving.load_generator import LoadResult, Recorded, Target, measure, run_at_concurrency, run_at_rate
+from serving.load_requests import generate_requests, missing_features, popular_items, read_request_log
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64)
+_GENERATED = 1000
+_PLANNED_SHARE = 0.7
 _BAR = 40
+_LATE_MS = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,76 +29,128 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 if every request was answered, 1 if some were not, 2 for arguments that cannot be used.
     """
     arguments = _parser().parse_args(argv)
+    target = Target(arguments.protocol, arguments.server, arguments.model, arguments.timeout)
     try:
+        _check(arguments)
         requests = _requests(arguments)
-        target = Target(arguments.protocol, arguments.server, arguments.model, arguments.timeout)
         if arguments.sweep:
             return _sweep(target, requests, arguments)
         if arguments.rate:
             run = run_at_rate(target, requests, arguments.rate, arguments.seconds, arguments.seed)
         else:
             run = run_at_concurrency(target, requests, arguments.concurrency, arguments.seconds)
-        result = asyncio.run(run)
+        result = measure(run)
+        _write_json(arguments.json, result.summary())
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"tandem load: {error}\n")
         return 2
+    except ServingError as error:
+        sys.stderr.write(f"tandem load: {error}\n")
+        return 1
     sys.stdout.write(report(result))
-    _write_json(arguments.json, result.summary())
     return 1 if result.errors or not result.latencies_ms else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tandem load", description=__doc__)
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="address of the protocol chosen")
-    parser.add_argument("--protocol", choices=("grpc", "rest"), default="grpc")
-    parser.add_argument("--model", default="tandem", help="model name")
+    parser.add_argument("--protocol", choices=("grpc", "rest"), default="grpc", help="(default: grpc)")
+    parser.add_argument("--model", default="tandem", help="model name (default: tandem)")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--requests", type=Path, metavar="FILE", help="request log or warm-up file to replay")
-    source.add_argument("--items", type=Path, metavar="FILE", help="item ids, one a line, to generate histories from")
-    parser.add_argument("--history_length", type=int, default=20, help="items in a generated history")
-    parser.add_argument("-k", type=int, default=10, help="items asked for in generated requests")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--concurrency", type=int, default=1, help="requests under way at any time")
-    how.add_argument("--rate", type=float, help="requests a second, at random times")
-    how.add_argument(
-        "--sweep", action="store_true", help=f"try concurrency {', '.join(map(str, _SWEEP))}; find the knee"
+    source.add_argument(
+        "--requests",
+        metavar="FILE",
+        help="request log or warm-up file to replay in its order, again and again; a quoted pattern for several files",
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run")
-    parser.add_argument("--timeout", type=float, default=10.0, help="deadline of one request, in seconds")
-    parser.add_argument("--seed", type=int, default=0)
+    source.add_argument(
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="item ids, one a line, to generate histories from (default: what the server recommends to a new user)",
+    )
+    parser.add_argument("--history_length", type=int, default=20, help="items in a generated history (default: 20)")
+    parser.add_argument("-k", type=int, default=10, help="items asked for in generated requests (default: 10)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--concurrency", type=int, default=1, help="requests under way at any time (default: 1)")
+    how.add_argument("--rate", type=float, help="requests a second, at random times, answered or not")
+    how.add_argument(
+        "--sweep",
+        action="store_true",
+        help=f"try concurrency {', '.join(map(str, _SWEEP))}, find the knee, then try {_PLANNED_SHARE:.0%} of its rate",
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run (default: 10)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="deadline of one request, in seconds (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of histories and times (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return parser
 
 
-def _requests(arguments: argparse.Namespace) -> list[Recorded]:
+def _check(arguments: argparse.Namespace) -> None:
     for name in ("seconds", "concurrency", "timeout", "k", "history_length"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(arguments, name)}")
     if arguments.rate is not None and arguments.rate <= 0:
         raise ValueError(f"--rate must be above 0, got {arguments.rate}")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {arguments.json}: there is no such folder")
+
+
+def _requests(arguments: argparse.Namespace) -> list[Recorded]:
     if arguments.requests is not None:
         return read_request_log(arguments.requests)
-    items = arguments.items.read_text().split() if arguments.items is not None else []
-    return generate_requests(items, 1000, arguments.history_length, arguments.k, arguments.seed)
+    server = (arguments.server, arguments.protocol, arguments.model, arguments.timeout)
+    if arguments.items is None:
+        items = popular_items(*server)
+    elif not (items := arguments.items.read_text(encoding="utf-8").split("\n")) or not any(items):
+        raise ValueError(f"--items {arguments.items} holds no item id; give one a line")
+    return generate_requests(
+        [item for item in items if item],
+        _GENERATED,
+        arguments.history_length,
+        arguments.k,
+        arguments.seed,
+        missing_features(*server),
+    )
 
 
 def _sweep(target: Target, requests: list[Recorded], arguments: argparse.Namespace) -> int:
     points = []
     sys.stdout.write("concurrency  answers/s   p50 ms   p99 ms   errors\n")
     for concurrency in _SWEEP:
-        result = asyncio.run(run_at_concurrency(target, requests, concurrency, arguments.seconds))
+        result = measure(run_at_concurrency(target, requests, concurrency, arguments.seconds))
         points.append((concurrency, result))
-        sys.stdout.write(
-            f"{concurrency:11d} {result.throughput:10.1f} {result.percentile(50):8.2f} {result.percentile(99):8.2f} "
-            f"{result.errors:8d}\n"
-        )
+        sys.stdout.write(f"{concurrency:11d} {_row(result)}\n")
         sys.stdout.flush()
     best = knee(points)
-    throughput = dict(points)[best].throughput
-    sys.stdout.write(f"knee: concurrency {best}, {throughput:.1f} answers/s; plan with 70 % of it (docs/capacity.md)\n")
+    rate = _PLANNED_SHARE * dict(points)[best].throughput
+    sys.stdout.write(f"knee: concurrency {best}; {_PLANNED_SHARE:.0%} of its rate, at random times:\n")
+    planned = measure(run_at_rate(target, requests, rate, arguments.seconds, arguments.seed))
+    sys.stdout.write(f"{'':11s} {_row(planned)}\n" + "".join(f"{line}\n" for line in _lateness(planned)))
     figures = {str(concurrency): result.summary() for concurrency, result in points}
-    _write_json(arguments.json, {"knee": best, "points": figures})
-    return 1 if any(result.errors for _, result in points) else 0
+    _write_json(arguments.json, {"knee": best, "points": figures, "rate": rate, "planned": planned.summary()})
+    return 1 if planned.errors or any(result.errors for _, result in points) else 0
+
+
+def _row(result: LoadResult) -> str:
+    return f"{result.throughput:10.1f} {result.percentile(50):8.2f} {result.percentile(99):8.2f} {result.errors:8d}"
+
+
+def knee(points: Sequence[tuple[int, LoadResult]]) -> int:
+    """The concurrency beyond which more load buys waiting instead of answers.
+
+    It is the point of the greatest power, throughput divided by median latency. Source: L. Kleinrock, "Power and
+    deterministic rules of thumb for probabilistic problems in computer communications", ICC 1979.
+
+    Args:
+        points: Concurrency and what was measured at it.
+
+    Raises:
+        ValueError: Nothing was answered at any.
+    """
+    answered = [(concurrency, result) for concurrency, result in points if result.latencies_ms]
+    if not answered:
+        raise ValueError("No request was answered at any concurrency; check the address and the model name.")
+    return max(answered, key=lambda point: point[1].throughput / point[1].percentile(50))[0]
 
 
 def report(result: LoadResult) -> str:
@@ -116,7 +163,18 @@ def report(result: LoadResult) -> str:
         figures = [f"p{percent:g} {result.percentile(percent):.2f}" for percent in (50, 90, 99, 99.9)]
         lines.append("latency ms: " + "  ".join(figures) + f"  max {result.percentile(100):.2f}")
     lines += [f"  {outcome}: {count}" for outcome, count in sorted(result.outcomes.items()) if outcome != "OK"]
-    return "\n".join([*lines, *histogram(result.latencies_ms)]) + "\n"
+    return "\n".join([*lines, *_lateness(result), *histogram(result.latencies_ms)]) + "\n"
+
+
+def _lateness(result: LoadResult) -> list[str]:
+    """A word of warning where it was the generator that could not keep up."""
+    late = result.summary().get("late_p99_ms", 0.0)
+    if late <= _LATE_MS:
+        return []
+    return [
+        f"WARNING: the generator sent 1 % of the requests {late:.1f} ms late or later, which counts as latency; "
+        "give it a core or a machine of its own"
+    ]
 
 
 def histogram(latencies_ms: Sequence[float]) -> list[str]:
@@ -136,7 +194,7 @@ def histogram(latencies_ms: Sequence[float]) -> list[str]:
 
 def _write_json(path: Path | None, figures: object) -> None:
     if path is not None:
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,94 +1,44 @@
 """Drives a model server at a given rate or concurrency and measures what comes back.
 
 At a rate, requests leave at random (Poisson) times whether or not earlier ones have been answered, and latency counts
-from the time a request should have left: a stalled server cannot hide its stall ("coordinated omission").
+from the time a request should have left: a stalled server cannot hide its stall. Source: G. Tene, "How NOT to Measure
+Latency", 2013, which names the fault "coordinated omission".
 """
 
 import asyncio
 import itertools
 import math
 import random
+import select
+import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
 import numpy as np
 
-from serving.lean_tensorflow import lean_tensorflow
-from serving.messages import ModelTarget, predict_json, predict_message
-from serving.records import read_records
+from serving.client import ProtocolName
+from serving.grpc_transport import asyncio_channel
+from serving.load_requests import Recorded, generate_requests, read_request_log
+from serving.messages import ModelTarget
 
-with lean_tensorflow():
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-
-    from serving.server.tensors import to_array
+__all__ = [
+    "LoadResult",
+    "Recorded",
+    "Target",
+    "generate_requests",
+    "measure",
+    "read_request_log",
+    "run_at_concurrency",
+    "run_at_rate",
+]
 
 Send = Callable[[int], Awaitable[str]]
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Requests ready to be sent, in both protocols' forms."""
-
-    signature: str
-    inputs: tuple[tuple[str, np.ndarray], ...]
-
-    def grpc_message(self, model: str) -> bytes:
-        """The bytes of a Predict request."""
-        return bytes(predict_message(ModelTarget(model), self.signature, dict(self.inputs)).SerializeToString())
-
-    def rest_body(self) -> bytes:
-        """The body of a predict request."""
-        return predict_json(self.signature, dict(self.inputs))
-
-
-def read_request_log(path: Path) -> list[Recorded]:
-    """Reads the Predict requests of a request log or of a warm-up file.
-
-    Raises:
-        ValueError: The file is damaged or holds no Predict request.
-    """
-    requests = []
-    for record in read_records(path):
-        log = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.WhichOneof("log_type") == "predict_log":
-            requests.append(_recorded(log.predict_log.request))
-    if not requests:
-        raise ValueError(f"{path} holds no Predict request; record some with `tandem serve --request_log={path}`.")
-    return requests
-
-
-def _recorded(request: predict_pb2.PredictRequest) -> Recorded:
-    arrays = tuple((name, to_array(name, proto)) for name, proto in request.inputs.items())
-    return Recorded(request.model_spec.signature_name or "serving_default", arrays)
-
-
-def generate_requests(items: Sequence[str], count: int, length: int, k: int, seed: int) -> list[Recorded]:
-    """Makes `recommend` requests with random histories.
-
-    Args:
-        items: Item ids to draw from, the first ones most often (Zipf).
-        count: Number of requests.
-        length: Items in each history.
-        k: Items asked for.
-        seed: Seed of the draw.
-    """
-    chance = random.Random(seed)  # noqa: S311 - a load, not a secret
-    weights = [1 / rank for rank in range(1, len(items) + 1)]
-    requests = []
-    for _ in range(count):
-        history = np.empty((1, length if items else 0), dtype=object)
-        if items:
-            history[0, :] = [item.encode() for item in chance.choices(items, weights, k=length)]
-        nothing = np.empty((1, 0), dtype=object)
-        inputs = (("history", history), ("exclude", nothing), ("k", np.array(k, np.int32)))
-        requests.append(Recorded("recommend", inputs))
-    return requests
 
 
 @dataclass
@@ -99,11 +49,14 @@ class LoadResult:
         seconds: Length of the run.
         latencies_ms: Latency of each request that was answered well.
         outcomes: Number of requests by status (`OK`, `UNAVAILABLE`, `HTTP 429`, …).
+        late_ms: How much later than it should each request left (open loop only). It is part of the latency; more than
+            a fraction of that says that the generator, not the server, was short of processor time.
     """
 
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     outcomes: "Counter[str]" = field(default_factory=Counter)
+    late_ms: list[float] = field(default_factory=list)
 
     @property
     def throughput(self) -> float:
@@ -121,25 +74,43 @@ class LoadResult:
 
     def summary(self) -> dict[str, float]:
         """The figures, by name."""
-        return {
+        figures = {
             "throughput": self.throughput,
             "p50_ms": self.percentile(50),
             "p90_ms": self.percentile(90),
             "p99_ms": self.percentile(99),
+            "p99.9_ms": self.percentile(99.9),
             "max_ms": self.percentile(100),
             "requests": float(sum(self.outcomes.values())),
             "errors": float(self.errors),
         }
+        return figures | ({"late_p99_ms": float(np.percentile(self.late_ms, 99))} if self.late_ms else {})
 
 
 @dataclass(frozen=True)
 class Target:
     """Where to send requests: protocol (`grpc` or `rest`), `host:port`, model name and timeout of one request."""
 
-    protocol: str
+    protocol: ProtocolName
     address: str
     model: str
     timeout_seconds: float = 10.0
+
+
+class _PreciseSelector(selectors.EpollSelector):
+    """Wakes to the microsecond: epoll counts its timeout in whole milliseconds, as much as a quick answer takes."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
+def measure(run: Coroutine[Any, Any, LoadResult]) -> LoadResult:
+    """Runs one of the runs below on an event loop whose clock is fine enough to send at the right time."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_PreciseSelector())) as runner:
+        return runner.run(run)
 
 
 async def run_at_concurrency(
@@ -172,6 +143,7 @@ async def run_at_rate(
         due, pending = started, set()
 
         async def one(number: int, due: float) -> None:
+            result.late_ms.append((time.perf_counter() - due) * 1000)
             _note(result, await send(number), due)
 
         for number in itertools.count():
@@ -203,23 +175,28 @@ class _Sender:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Send:
+        send = self._grpc() if self._target.protocol == "grpc" else self._rest()
+        await send(0)  # connects; a user's connection is there before the request, so it is not measured
+        return send
+
+    def _grpc(self) -> Send:
         target = self._target
-        if target.protocol == "grpc":
-            bodies = [request.grpc_message(target.model) for request in self._requests]
-            self._channel = grpc.aio.insecure_channel(
-                target.address, options=[("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
-            )
-            predict = self._channel.unary_unary(_PREDICT)
+        bodies = [request.grpc_message(target.model) for request in self._requests]
+        self._channel = asyncio_channel(target.address)
+        predict = self._channel.unary_unary(_PREDICT)
 
-            async def send_grpc(number: int) -> str:
-                try:
-                    await predict(bodies[number % len(bodies)], timeout=target.timeout_seconds)
-                except grpc.RpcError as error:
-                    return str(error.code().name)
-                return "OK"
+        async def send(number: int) -> str:
+            try:
+                await predict(bodies[number % len(bodies)], timeout=target.timeout_seconds)
+            except grpc.RpcError as error:
+                return str(error.code().name)
+            return "OK"
 
-            return send_grpc
-        texts = [(request.rest_body()) for request in self._requests]
+        return send
+
+    def _rest(self) -> Send:
+        target = self._target
+        bodies = [request.rest_body() for request in self._requests]
         session = self._session = aiohttp.ClientSession(
             f"http://{target.address}",
             connector=aiohttp.TCPConnector(limit=0),
@@ -227,9 +204,9 @@ class _Sender:
         )
         path = ModelTarget(target.model).path + ":predict"
 
-        async def send_rest(number: int) -> str:
+        async def send(number: int) -> str:
             try:
-                async with session.post(path, data=texts[number % len(texts)]) as answer:
+                async with session.post(path, data=bodies[number % len(bodies)]) as answer:
                     await answer.read()
             except TimeoutError:
                 return "DEADLINE_EXCEEDED"
@@ -237,25 +214,10 @@ class _Sender:
                 return type(error).__name__
             return "OK" if answer.status == 200 else f"HTTP {answer.status}"
 
-        return send_rest
+        return send
 
     async def __aexit__(self, *_: object) -> None:
         if self._channel is not None:
             await self._channel.close()
         if self._session is not None:
             await self._session.close()
-
-
-def knee(points: Sequence[tuple[int, LoadResult]]) -> int:
-    """The concurrency beyond which more load buys waiting instead of answers.
-
-    It is the point of the greatest power, throughput divided by median latency. Source: L. Kleinrock, "Power and
-    deterministic rules of thumb for probabilistic problems in computer communications", ICC 1979.
-
-    Args:
-        points: Concurrency and what was measured at it.
-    """
-    answered = [(concurrency, result) for concurrency, result in points if result.latencies_ms]
-    if not answered:
-        raise ValueError("No request was answered at any concurrency; check the address and the model name.")
-    return max(answered, key=lambda point: point[1].throughput / point[1].percentile(50))[0]

@@ -50,17 +50,17 @@ def read_records(path: Path, *, is_live: bool = False) -> Iterator[bytes]:
     Raises:
         RecordError: The file is damaged; the message says at which byte.
     """
-    end = whole_bytes(path) if is_live else None
     with path.open("rb") as file:
-        while file.tell() != end and (header := file.read(_HEADER.size)):
+        while header := file.read(_HEADER.size):
             start = file.tell() - len(header)
-            if len(header) < _HEADER.size:
-                raise RecordError(f"truncated record at {start} of {path}")
-            length, checksum = _HEADER.unpack(header)
-            if _masked_crc(header[:8]) != checksum:
-                raise RecordError(f"corrupted record at {start} of {path}")
-            data, tail = file.read(length), file.read(_CHECKSUM.size)
-            if len(data) < length or len(tail) < _CHECKSUM.size:
+            if len(header) == _HEADER.size:
+                length, checksum = _HEADER.unpack(header)
+                if _masked_crc(header[:8]) != checksum:
+                    raise RecordError(f"corrupted record at {start} of {path}")
+                data, tail = file.read(length), file.read(_CHECKSUM.size)
+            if len(header) < _HEADER.size or len(data) < length or len(tail) < _CHECKSUM.size:
+                if is_live:
+                    return
                 raise RecordError(f"truncated record at {start} of {path}")
             if _masked_crc(data) != _CHECKSUM.unpack(tail)[0]:
                 raise RecordError(f"corrupted record at {start} of {path}")

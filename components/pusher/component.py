@@ -36,7 +36,8 @@ class Executor(stock_executor.Executor):
         Args:
             input_dict: `model`, `model_blessing`, `infra_blessing`, possibly `sequences`.
             output_dict: `pushed_model`.
-            exec_properties: `push_destination`, `warmup_requests`, `keep_versions`, `resolved_config`.
+            exec_properties: `push_destination`, `warmup_requests`, `warmup_log`, `keep_versions`,
+                `resolved_config`.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         pushed_model = artifact_utils.get_single_instance(output_dict["pushed_model"])
@@ -63,7 +64,8 @@ class Executor(stock_executor.Executor):
                 (extra / CONFIG_FILE).write_text(exec_properties["resolved_config"], encoding="utf-8")
             if input_dict.get("sequences"):
                 uri = artifact_utils.get_single_uri(input_dict["sequences"])
-                write_warmup(folder, uri, int(exec_properties["warmup_requests"]))
+                log = exec_properties.get("warmup_log") or ""
+                write_warmup(folder, uri, int(exec_properties["warmup_requests"]), log)
 
         version = versions.publish(Path(self.GetModelPath(input_dict)), base, int(time.time()), complete)
         print(f"pushed to {version}")
@@ -95,6 +97,7 @@ class AtomicPusherSpec(ComponentSpec):
     PARAMETERS = {
         "push_destination": ExecutionParameter(type=pusher_pb2.PushDestination),
         "warmup_requests": ExecutionParameter(type=int),
+        "warmup_log": ExecutionParameter(type=str),
         "keep_versions": ExecutionParameter(type=int),
         "resolved_config": ExecutionParameter(type=str),
         "code_version": ExecutionParameter(type=str),
@@ -119,7 +122,9 @@ class AtomicPusher(stock.Pusher):
         infra_blessing: Of the InfraValidator.
         push_destination: Base path of the model server.
         sequences: Of SequenceGen: where warm-up requests come from; None = no warm-up records.
-        warmup_requests: Recorded requests shipped with the model, up to 1000.
+        warmup_requests: Requests shipped with the model, up to 1000.
+        warmup_log: Request log of the model server to take them from. Its path is part of the cache key, its contents
+            are not: what clients ask is no reason to push an unchanged model again.
         keep_versions: Newest versions kept.
         resolved_config: Configuration of the run as JSON; stored beside the model when given.
         code_version: Hash of the code behind this node; part of the cache key.
@@ -137,6 +142,7 @@ class AtomicPusher(stock.Pusher):
         *,
         sequences: types.BaseChannel | None = None,
         warmup_requests: int = 0,
+        warmup_log: str = "",
         keep_versions: int = 5,
         resolved_config: str = "",
         code_version: str = "",
@@ -148,6 +154,7 @@ class AtomicPusher(stock.Pusher):
             sequences=sequences,
             push_destination=push_destination,
             warmup_requests=warmup_requests,
+            warmup_log=warmup_log,
             keep_versions=keep_versions,
             resolved_config=resolved_config,
             code_version=code_version,

@@ -15,7 +15,15 @@ PACKAGES = ("pipeline", "components", "models", "serving")
 # client's side of `serving` only.
 ALLOWED = {
     "pipeline": ("components", "models", "serving"),
-    "components": ("models", "serving.client", "serving.errors", "serving.launch", "serving.warmup_records"),
+    "components": (
+        "models",
+        "serving.client",
+        "serving.errors",
+        "serving.launch",
+        "serving.recorded_requests",
+        "serving.records",
+        "serving.warmup_records",
+    ),
     "models": (),
     "serving": (),
 }
