@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.retrieval.clustering import Floats, Ints, balance, cluster, group_means
-from models.retrieval.routing import Router, exact_top, train_router
+from models.retrieval.routing import exact_top, train_router
 
-FILL = 0.9
+FILL = 0.93
 LABEL_DEPTH = 100
 # One product with a router of so many blocks costs no more than two smaller steps (measured at batch 1 and 32).
 ONE_LEVEL_BLOCKS = 8192
-SUPERBLOCK_FILL = 0.95
+# The graph takes maxima over groups of as many blocks.
+BLOCKS_MULTIPLE = 16
+SUPERBLOCKS_PER_ROOT = 4
 # Products spent on the exact answers that train the router: about a minute of one core.
 LABEL_BUDGET = 5e9
 FEWEST_TRAINING_QUERIES = 2000
@@ -26,23 +28,22 @@ class Partition:
     Attributes:
         slots: Item `(C, block_size)`, index into the vectors that were partitioned; -1 = empty.
         block_of: Block of each item `(n,)`.
-        router: Ranks blocks.
-        super_slots: Block `(S, blocks_per_superblock)`, -1 = empty; None for one level.
-        super_router: Ranks superblocks; None for one level.
-        by_direction: Routers read queries scaled to length 1. Without item biases the length of a query changes
-            no ranking, but item vectors asked for neighbours are often far shorter than users' queries.
+        router: Weights `(R, C)` whose product with a query as routed ranks the blocks.
+        super_router: Weights `(R, S)` that rank superblocks; None for one level. Superblock s holds the C / S blocks
+            from s · C / S on.
+        has_constant: Routers read a query with a 1 appended, R = D + 1. Needed where items have biases; without them
+            the length of a query changes no ranking, so the routers are trained on its direction, R = D.
     """
 
     slots: Ints
     block_of: Ints
-    router: Router
-    super_slots: Ints | None = None
-    super_router: Router | None = None
-    by_direction: bool = False
+    router: Floats
+    super_router: Floats | None
+    has_constant: bool
 
     def routed(self, queries: Floats) -> Floats:
-        """`queries` `(Q, D)` as the routers read them."""
-        return unit_rows(queries) if self.by_direction else queries
+        """`queries` `(Q, D)` as the routers read them, `(Q, R)`."""
+        return with_constant(queries) if self.has_constant else unit_rows(queries)
 
 
 def build_partition(
@@ -59,24 +60,36 @@ def build_partition(
         seed: Of k-means and of the training order.
     """
     rng = np.random.default_rng(seed)
-    num_blocks = max(int(np.ceil(len(vectors) / (FILL * block_size))), 1)
-    block_of = balance(vectors, cluster(vectors, num_blocks, rng), block_size)
+    num_blocks, num_supers = _layout(len(vectors), block_size)
+    clustering = cluster(vectors, min(num_blocks, len(vectors)), rng)
+    block_of = balance(vectors, clustering, block_size)
     means = group_means(vectors, block_of, num_blocks)
+    super_of = np.zeros(num_blocks, np.int64)
+    if num_supers > 1:
+        super_of = balance(means, cluster(means, num_supers, rng), num_blocks // num_supers)
+        order = np.argsort(super_of, kind="stable")
+        block_of, means, super_of = np.argsort(order)[block_of], means[order], super_of[order]
     affordable = max(int(LABEL_BUDGET / len(vectors)), FEWEST_TRAINING_QUERIES)
     asked = with_item_queries(vectors, queries[rng.permutation(len(queries))[:affordable]], rng)
     labels = block_of[exact_top(vectors, item_bias, asked, min(LABEL_DEPTH, len(vectors)))]
-    by_direction = not item_bias[np.isfinite(item_bias)].any()
-    asked = unit_rows(asked) if by_direction else asked
-    router = train_router(means, asked, labels, rng)
+    has_constant = bool(item_bias[np.isfinite(item_bias)].any())
+    asked = with_constant(asked) if has_constant else unit_rows(asked)
+    start, super_start = means, group_means(means, super_of, num_supers)
+    if has_constant:
+        start, super_start = (np.pad(centres, ((0, 0), (0, 1))) for centres in (start, super_start))
+    router = train_router(start, asked, labels, rng)
+    super_router = train_router(super_start, asked, super_of[labels], rng) if num_supers > 1 else None
     slots = _slots(block_of, num_blocks, block_size)
+    return Partition(slots, block_of, router, super_router, has_constant)
+
+
+def _layout(num_items: int, block_size: int) -> tuple[int, int]:
+    """Numbers of blocks and of superblocks, which all hold the same number of blocks."""
+    num_blocks = max(int(np.ceil(num_items / (FILL * block_size))), 1)
     if num_blocks <= ONE_LEVEL_BLOCKS:
-        return Partition(slots, block_of, router, by_direction=by_direction)
-    num_supers = int(4 * np.sqrt(num_blocks))
-    super_size = int(np.ceil(num_blocks / (SUPERBLOCK_FILL * num_supers)))
-    super_of = balance(means, cluster(means, num_supers, rng), super_size)
-    super_router = train_router(group_means(means, super_of, num_supers), asked, super_of[labels], rng)
-    super_slots = _slots(super_of, num_supers, super_size)
-    return Partition(slots, block_of, router, super_slots, super_router, by_direction)
+        return num_blocks + -num_blocks % BLOCKS_MULTIPLE, 1
+    num_supers = int(SUPERBLOCKS_PER_ROOT * np.sqrt(num_blocks))
+    return num_supers * int(np.ceil(num_blocks / num_supers)), num_supers
 
 
 def with_item_queries(vectors: Floats, queries: Floats, rng: np.random.Generator) -> Floats:
@@ -92,6 +105,11 @@ def unit_rows(vectors: Floats) -> Floats:
     """`vectors` scaled to length 1; zero vectors stay."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def with_constant(vectors: Floats) -> Floats:
+    """`vectors` `(n, D)` with a last column of ones."""
+    return np.pad(vectors, ((0, 0), (0, 1)), constant_values=1)
 
 
 def _slots(group_of: Ints, num_groups: int, size: int) -> Ints:

@@ -29,7 +29,7 @@ class Probes:
 def fewest_probes(partition: Partition, queries: list[Floats], truths: list[Ints], target: float) -> Probes:
     """The cheapest probes whose recall is one standard error above `target` on every set of queries.
 
-    A hit is a true top item whose block is read; blocks are scored exactly, so this is the recall of the answer.
+    A hit is a true top item whose block is read: the recall of the answer where blocks are scored exactly.
 
     Args:
         partition: Blocks and routers.
@@ -38,29 +38,56 @@ def fewest_probes(partition: Partition, queries: list[Floats], truths: list[Ints
         target: Recall, up to 1.
     """
     queries = [partition.routed(q) for q in queries]
-    logits = [partition.router.logits(q) for q in queries]
+    logits = [q @ partition.router for q in queries]
     wanted = [partition.block_of[truth] for truth in truths]
-    if partition.super_router is None or partition.super_slots is None:
+    num_blocks, block_size = partition.slots.shape
+    if partition.super_router is None:
         own = [ranks_of(scores, blocks) for scores, blocks in zip(logits, wanted, strict=True)]
         return Probes(max(_blocks_for(ranks, target) for ranks in own))
-    num_supers, width = partition.super_slots.shape
-    super_of = np.empty(len(partition.slots), np.int64)
-    super_of[partition.super_slots[partition.super_slots >= 0]] = np.nonzero(partition.super_slots >= 0)[0]
-    places = [np.argsort(np.argsort(-partition.super_router.logits(q), axis=1), axis=1) for q in queries]
-    best = Probes(len(partition.slots), num_supers)
-    least_rows = np.inf
+    num_supers = partition.super_router.shape[1]
+    width = num_blocks // num_supers
+    super_of = np.repeat(np.arange(num_supers), width)
+    places = [np.argsort(np.argsort(-(q @ partition.super_router), axis=1), axis=1) for q in queries]
+    best, least_rows = Probes(num_blocks, num_supers), np.inf
     for opened in [*(n for n in OPENED if n < num_supers), num_supers]:
         own = [
             _open_ranks(scores, blocks, place[:, super_of] < opened)
             for scores, blocks, place in zip(logits, wanted, places, strict=True)
         ]
         blocks = max(_blocks_for(ranks, target) for ranks in own)
-        rows = opened * width + blocks * partition.slots.shape[1]
-        if rows < least_rows:
+        rows = opened * width + blocks * block_size
+        if rows < least_rows and blocks <= opened * width:
             best, least_rows = Probes(blocks, opened), rows
         if opened * width > least_rows:
             break
     return best
+
+
+def blocks_reach(probes: list[Probes], depths: list[int], fewest_live: Ints) -> Ints:
+    """How many results `(C,)` each number of blocks, from 1, can give: recall by `probes`, and items enough.
+
+    Between the measured depths and beyond them the blocks grow linearly with the number of results.
+
+    Args:
+        probes: At each of two depths.
+        depths: Results for which they were measured.
+        fewest_live: Live items that any choice of as many blocks holds at least, `(C,)`.
+    """
+    first, last = probes
+    growth = max(last.blocks - first.blocks, 1)
+    beyond = np.arange(1, len(fewest_live) + 1) - first.blocks
+    reach = np.where(beyond < 0, 0, depths[0] + beyond * max(depths[1] - depths[0], 1) // growth)
+    reach[-1] = fewest_live[-1]
+    return np.minimum(np.minimum(reach, fewest_live), 2**31 - 1)
+
+
+def opened_for_blocks(probes: list[Probes], num_blocks: int, num_supers: int) -> Ints:
+    """Superblocks to open for each number of blocks `(C,)`, from 1; they hold at least as many blocks."""
+    first, last = probes
+    slope = max(last.opened - first.opened, 0) / max(last.blocks - first.blocks, 1)
+    blocks = np.arange(1, num_blocks + 1)
+    opened = np.ceil(first.opened + slope * np.maximum(blocks - first.blocks, 0)).astype(np.int64)
+    return np.clip(np.maximum(opened, -(-blocks * num_supers // num_blocks)), 1, num_supers)
 
 
 def _open_ranks(logits: Floats, blocks: Ints, is_open: np.ndarray) -> Ints:
@@ -75,14 +102,13 @@ def _blocks_for(ranks: Ints, target: float) -> int:
     low, high = 1, highest
     while low < high:
         middle = (low + high) // 2
-        if _lower_recall(ranks < middle) >= target:
+        if lower_recall((ranks < middle).mean(axis=1)) >= target:
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _lower_recall(hits: np.ndarray) -> float:
-    """Mean recall over queries less one standard error."""
-    recalls = hits.mean(axis=1)
+def lower_recall(recalls: np.ndarray) -> float:
+    """Mean of the recalls of queries `(Q,)` less one standard error."""
     return float(recalls.mean() - recalls.std() / np.sqrt(len(recalls)))

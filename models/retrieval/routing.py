@@ -6,8 +6,6 @@ classifier trained to point at the blocks that hold the true top items of real q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from models.retrieval.clustering import Floats, Ints, largest
@@ -19,23 +17,6 @@ BATCH = 256
 RATE = 0.05
 EXACT_CHUNK = 64
 SCAN_WIDTH = 128
-
-
-@dataclass(frozen=True)
-class Router:
-    """Logits of the groups: `query @ weights + bias`.
-
-    Attributes:
-        weights: `(D, C)`.
-        bias: `(C,)`.
-    """
-
-    weights: Floats
-    bias: Floats
-
-    def logits(self, queries: Floats) -> Floats:
-        """`(Q, C)`."""
-        return queries @ self.weights + self.bias
 
 
 def exact_top(vectors: Floats, item_bias: Floats, queries: Floats, k: int) -> Ints:
@@ -61,14 +42,14 @@ def exact_top(vectors: Floats, item_bias: Floats, queries: Floats, k: int) -> In
     return result
 
 
-def train_router(means: Floats, queries: Floats, labels: Ints, rng: np.random.Generator) -> Router:
-    """Softmax cross-entropy towards the groups of each query's true top items.
+def train_router(means: Floats, queries: Floats, labels: Ints, rng: np.random.Generator) -> Floats:
+    """Weights `(R, C)` by softmax cross-entropy towards the groups of each query's true top items.
 
     Starts from the group means, scaled by the temperature that serves held-out queries best after a short trial.
 
     Args:
-        means: Mean vector of each group `(C, D)`.
-        queries: `(Q, D)`.
+        means: Mean vector of each group `(C, R)`.
+        queries: `(Q, R)`.
         labels: Group of each of the true top items `(Q, depth)`, best item first.
         rng: Order of training.
     """
@@ -79,8 +60,8 @@ def train_router(means: Floats, queries: Floats, labels: Ints, rng: np.random.Ge
     trials = []
     for temperature in TEMPERATURES:
         start = means.T * np.float32(temperature / scale)
-        router = _fit(queries[train], labels[train], start, TRIAL_STEPS, rng)
-        ranks = ranks_of(router.logits(queries[held_out]), labels[held_out][:, :10])
+        weights = _fit(queries[train], labels[train], start, TRIAL_STEPS, rng)
+        ranks = ranks_of(queries[held_out] @ weights, labels[held_out][:, :10])
         trials.append((float(np.quantile(ranks, 0.95)), temperature))
     start = means.T * np.float32(min(trials)[1] / scale)
     return _fit(queries[train], labels[train], start, STEPS, rng)
@@ -92,25 +73,23 @@ def ranks_of(logits: Floats, groups: Ints) -> Ints:
     return np.stack([(logits > own[:, [j]]).sum(axis=1) for j in range(groups.shape[1])], axis=1)
 
 
-def _fit(queries: Floats, labels: Ints, start: Floats, steps: int, rng: np.random.Generator) -> Router:
-    """Adam with a cosine rate; the bias starts at 0."""
-    weights, bias = start.astype(np.float32).copy(), np.zeros(start.shape[1], np.float32)
-    moments = [np.zeros_like(weights), np.zeros_like(weights), np.zeros_like(bias), np.zeros_like(bias)]
+def _fit(queries: Floats, labels: Ints, start: Floats, steps: int, rng: np.random.Generator) -> Floats:
+    """Adam with a cosine rate."""
+    weights = start.astype(np.float32).copy()
+    first, second = np.zeros_like(weights), np.zeros_like(weights)
     share = np.float32(1 / labels.shape[1])
     for step in range(1, steps + 1):
         chosen = rng.integers(0, len(queries), min(BATCH, len(queries)))
         q, target = queries[chosen], labels[chosen]
         gradient = q @ weights
-        gradient += bias
         gradient -= gradient.max(axis=1, keepdims=True)
         np.exp(gradient, out=gradient)
         gradient /= gradient.sum(axis=1, keepdims=True)
         np.subtract.at(gradient, (np.repeat(np.arange(len(chosen)), target.shape[1]), target.ravel()), share)
         gradient /= np.float32(len(chosen))
         rate = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
-        _adam(weights, q.T @ gradient, moments[0], moments[1], rate, step)
-        _adam(bias, gradient.sum(axis=0), moments[2], moments[3], rate, step)
-    return Router(weights, bias)
+        _adam(weights, q.T @ gradient, first, second, rate, step)
+    return weights
 
 
 def _adam(value: Floats, gradient: Floats, first: Floats, second: Floats, rate: float, step: int) -> None:

@@ -42,7 +42,7 @@ def empty(count):
 
 def test_recall_reaches_the_target_by_reading_few_blocks(index, clustered):
     vectors, live, queries = clustered
-    exact = ExactTopK(vectors, live, storage="int8" if index.is_integer else "float32")
+    exact = ExactTopK(vectors, live)
     fresh = queries[:300] + 0.05 * np.random.default_rng(9).normal(size=(300, DIM)).astype(np.float32)
     found = index(fresh, tf.constant(10), empty(300))[1].numpy()
     truth = exact(fresh, tf.constant(10), empty(300))[1].numpy()
