@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tandem load", description=__doc__)
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="address of the protocol chosen")
     parser.add_argument("--protocol", choices=("grpc", "rest"), default="grpc", help="(default: grpc)")
-    parser.add_argument("--model", default="tandem", help="model name (default: tandem)")
+    parser.add_argument("--model", "--model_name", default="tandem", help="model name (default: tandem)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--requests",

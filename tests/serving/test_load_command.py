@@ -31,7 +31,7 @@ def test_generated_load(
     assert main([*common, "--items", str(items), "--concurrency", "4", "--json", str(figures)]) == 0
     assert "0 errors" in capsys.readouterr().out
     measured = json.loads(figures.read_text())
-    assert measured["requests"] > 20
+    assert measured["requests"] >= 4  # each of the four under way got an answer
     assert 0 < measured["p50_ms"] <= measured["p99_ms"] <= measured["max_ms"]
     assert main([*common]) == 0  # histories of what the server itself recommends
     assert main([*common, "--model", "nobody"]) == 1
