@@ -4,7 +4,12 @@ import shutil
 
 import pytest
 
-_PACKAGE_OF = {"promtool": "prometheus", "prometheus": "prometheus", "docker-compose": "docker-compose"}
+_PACKAGE_OF = {
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "docker-compose": "docker-compose",
+    "kubectl": "kubernetes-client",
+}
 missing: dict[str, set[str]] = {}
 
 
