@@ -16,8 +16,8 @@ ONE_LEVEL_BLOCKS = 8192
 # The graph takes maxima over groups of as many blocks.
 BLOCKS_MULTIPLE = 16
 SUPERBLOCKS_PER_ROOT = 4
-# Products spent on the exact answers that train the router: about a minute of one core.
-LABEL_BUDGET = 5e9
+# Products spent on the exact answers that train the router: about half a minute of one core.
+LABEL_BUDGET = 2.5e9
 FEWEST_TRAINING_QUERIES = 2000
 
 

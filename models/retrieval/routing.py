@@ -11,8 +11,8 @@ import numpy as np
 from models.retrieval.clustering import Floats, Ints, largest
 
 TEMPERATURES = (20.0, 40.0, 80.0)
-TRIAL_STEPS = 60
-STEPS = 400
+TRIAL_STEPS = 40
+STEPS = 300
 BATCH = 256
 RATE = 0.05
 EXACT_CHUNK = 64
@@ -24,19 +24,21 @@ def exact_top(vectors: Floats, item_bias: Floats, queries: Floats, k: int) -> In
 
     Two passes as in `ExactTopK`: the best k lie in the k stretches of the largest maxima.
     """
-    padding = -len(vectors) % SCAN_WIDTH
-    num_stretches = (len(vectors) + padding) // SCAN_WIDTH
+    num_items, padding = len(vectors), -len(vectors) % SCAN_WIDTH
+    num_stretches = (num_items + padding) // SCAN_WIDTH
+    vectors = np.pad(vectors, ((0, padding), (0, 0)))
+    item_bias = np.pad(item_bias, (0, padding), constant_values=-np.inf)
     result = np.empty((len(queries), k), dtype=np.int64)
     for start in range(0, len(queries), EXACT_CHUNK):
-        scores = queries[start : start + EXACT_CHUNK] @ vectors.T + item_bias
+        scores = queries[start : start + EXACT_CHUNK] @ vectors.T
+        scores += item_bias
         if num_stretches <= 2 * k:
-            result[start : start + EXACT_CHUNK] = largest(scores, k)
+            result[start : start + EXACT_CHUNK] = largest(scores[:, :num_items], k)
             continue
-        stretches = np.pad(scores, ((0, 0), (0, padding)), constant_values=-np.inf)
-        stretches = stretches.reshape(len(scores), num_stretches, SCAN_WIDTH)
+        stretches = scores.reshape(len(scores), num_stretches, SCAN_WIDTH)
         chosen = np.sort(largest(stretches.max(axis=2), k), axis=1)
         columns = (chosen[:, :, None] * SCAN_WIDTH + np.arange(SCAN_WIDTH)).reshape(len(scores), -1)
-        columns = np.minimum(columns, len(vectors) - 1)
+        columns = np.minimum(columns, num_items - 1)
         values = np.take_along_axis(stretches, chosen[:, :, None], axis=1).reshape(len(scores), -1)
         result[start : start + EXACT_CHUNK] = np.take_along_axis(columns, largest(values, k), axis=1)
     return result

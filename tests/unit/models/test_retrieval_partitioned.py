@@ -121,3 +121,30 @@ def test_the_crossover_counts_live_items(clustered, method, limit, kind):
     bias = np.zeros(len(live), np.float32)
     chosen = build_retriever(vectors, live, bias, config, "int8", queries=lambda: queries, report=lambda line: None)
     assert type(chosen) is kind
+
+
+def adversarial(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3001, DIM)).astype(np.float32)
+    if kind == "all equal":
+        vectors[:] = 1.0
+    elif kind == "all zero":
+        vectors[:] = 0.0
+    elif kind == "duplicates":
+        vectors = vectors[rng.integers(0, 30, 3001)]
+    elif kind == "one dominating norm":
+        vectors[77] *= 1e6
+    return vectors
+
+
+@pytest.mark.parametrize("kind", ["all equal", "all zero", "duplicates", "one dominating norm"])
+def test_adversarial_vectors_get_the_best_scores_from_whatever_serves(kind):
+    vectors = adversarial(kind)
+    live, bias = np.arange(3001) > 0, np.zeros(3001, np.float32)
+    queries = np.random.default_rng(1).normal(size=(600, DIM)).astype(np.float32)
+    config = RetrievalConfig(method="partitioned", recall_target=0.9)
+    index = build_retriever(vectors, live, bias, config, "int8", queries=lambda: queries, report=lambda line: None)
+    scores, rows = index(queries[:50], tf.constant(10), empty(50))
+    tenth = -np.sort(-(queries[:50] @ vectors[1:].T), axis=1)[:, 9:10]
+    assert all(len(set(own)) == 10 and min(own) > 0 for own in rows.numpy().tolist())
+    assert (scores.numpy() >= tenth - 0.02 * np.abs(tenth) - 0.05).mean() >= 0.9

@@ -1,0 +1,125 @@
+"""Item and query vectors for `benchmarks/retrieval.py`, from real interactions.
+
+`als` factorises a data set folder with implicit (environment of requirements-peers.txt); `model` asks a served
+Tandem model for the vectors of its items and users (the project's environment). Both write `items` and `queries`.
+A catalogue of these sizes with public interactions does not exist, so `grow` blends near neighbours and adds noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# Python puts a script's folder first on the path, where `serving.py` would stand in for the package.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+import numpy as np  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+NEIGHBOURS = 10
+# Length of the noise as a share of a vector's length.
+NOISE = 0.1
+CHUNK = 64
+
+
+def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) -> np.ndarray:
+    """`count` vectors between random members of `base` `(n, D)` and one of their ten nearest, with noise.
+
+    Args:
+        base: Real vectors.
+        count: How many to make.
+        rng: Source of the choices.
+        unit: Scale the results to length 1.
+    """
+    directions = base / np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-12)
+    similarities = directions @ directions.T
+    np.fill_diagonal(similarities, -np.inf)
+    near = np.argpartition(-similarities, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+    first = rng.integers(0, len(base), count)
+    second = near[first, rng.integers(0, NEIGHBOURS, count)]
+    share = rng.random((count, 1), dtype=np.float32)
+    grown = share * base[first] + (1 - share) * base[second]
+    lengths = np.linalg.norm(grown, axis=1, keepdims=True) * np.float32(NOISE / np.sqrt(base.shape[1]))
+    grown += lengths * rng.standard_normal(grown.shape, dtype=np.float32)
+    if unit:
+        grown /= np.linalg.norm(grown, axis=1, keepdims=True)
+    return np.asarray(grown, np.float32)
+
+
+def exact_top(items: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Indices `(Q, k)` of the largest inner products, best first."""
+    tops = []
+    for start in range(0, len(queries), CHUNK):
+        scores = queries[start : start + CHUNK] @ items.T
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
+        tops.append(np.take_along_axis(best, order, axis=1))
+    return np.concatenate(tops).astype(np.int32)
+
+
+def data_set(base_file: Path, num_items: int, file: Path) -> dict[str, np.ndarray]:
+    """Items, test queries, training queries of other users, and the exact answers; kept in `file`."""
+    if not file.exists():
+        base = np.load(base_file)
+        unit = bool(np.allclose(np.linalg.norm(base["items"], axis=1), 1, atol=1e-3))
+        rng = np.random.default_rng(0)
+        users = base["queries"][rng.permutation(len(base["queries"]))]
+        test_users, training_users = np.split(users, [len(users) // 5])
+        test = grow(test_users, 1000, rng, unit=unit)
+        training = grow(training_users, 20_000, rng, unit=unit)
+        items = grow(base["items"], num_items, np.random.default_rng(num_items), unit=unit)
+        np.savez(file, items=items, test=test, training=training[:10_000], truth=exact_top(items, test, 100))
+    return dict(np.load(file))
+
+
+def als(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Implicit-ALS factors of all items with five interactions and of all users; lengths as learned."""
+    import scipy.sparse
+    from implicit.als import AlternatingLeastSquares
+
+    table = pq.read_table(data / "interactions.parquet", columns=["user_id", "item_id"])
+    users, items = (np.unique(table[name].to_numpy(), return_inverse=True)[1] for name in ("user_id", "item_id"))
+    kept = np.bincount(items)[items] >= 5
+    users, items = users[kept], np.unique(items[kept], return_inverse=True)[1]
+    matrix = scipy.sparse.csr_matrix((np.ones(len(users), np.float32), (users, items)))
+    model = AlternatingLeastSquares(factors=64, regularization=0.05, iterations=15, num_threads=1, random_state=0)
+    model.fit(matrix, show_progress=False)
+    return model.item_factors, model.user_factors
+
+
+def model_vectors(model_dir: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the items and of the users' whole histories, as the served model gives them."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(model_dir))
+    table = pq.read_table(data / "interactions.parquet").to_pandas().sort_values("timestamp", kind="stable")
+    ids = table["item_id"].unique()
+    items = model.signatures["embed_items"](item_ids=tf.constant(list(ids)))["embeddings"].numpy()
+    histories: list[list[str]] = [list(own)[-100:] for _, own in table.groupby("user_id")["item_id"]]
+    queries: list[Any] = []
+    for start in range(0, len(histories), CHUNK):
+        batch = histories[start : start + CHUNK]
+        width = max(map(len, batch))
+        padded = tf.constant([[""] * (width - len(history)) + history for history in batch])
+        request = {"history": padded, "exclude": tf.zeros([len(batch), 0], tf.string), "k": tf.constant(10)}
+        queries.append(model.signatures["embed_query"](**request)["embeddings"].numpy())
+    return items[np.linalg.norm(items, axis=1) > 0], np.concatenate(queries)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", choices=["als", "model"])
+    parser.add_argument("--data", type=Path, required=True, help="data set folder with interactions.parquet")
+    parser.add_argument("--model", type=Path, help="folder of a served version, for `model`")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    items, queries = als(args.data) if args.source == "als" else model_vectors(args.model, args.data)
+    np.savez(args.output, items=np.asarray(items, np.float32), queries=np.asarray(queries, np.float32))
+    print(f"{items.shape} items, {queries.shape} queries -> {args.output}")
+
+
+if __name__ == "__main__":
+    main()
