@@ -1,11 +1,12 @@
 """Seeded malformed requests for the model server, over both protocols.
 
-Used by `benchmarks/serving.py fuzz` (100,000 requests) and by `tests/serving/test_abuse.py` (some thousands).
+Used by `benchmarks/serving_fuzz_run.py` (100,000 requests) and by `tests/serving/test_abuse.py` (some thousands).
 """
 
 import http.client
 import json
 import random
+import sys
 from collections import Counter
 from typing import Any
 
@@ -26,8 +27,10 @@ FAULTS_OF_REQUEST = {
     "UNIMPLEMENTED",
     "RESOURCE_EXHAUSTED",
 }
+_SHOWN = 5  # requests printed of each status that they should not have had
 _METHODS = ("Predict", "Classify", "Regress", "MultiInference", "GetModelMetadata")
 _WORDS = ["", "x", "words", "k", "inputs", "instances", "signature_name", "serving_default", "b64", "\x00", "é", "😀"]
+_INTEGERS = [0, 1, -1, 7, 1000, 2**20, 2**31 - 1, -(2**31)]
 _NUMBERS = [0, 1, -1, 2, 2**31 - 1, 2**31, -(2**31) - 1, 2**63 - 1, 2**63, 2**64, 1e308, -1e39, 0.1, 1e400]
 
 
@@ -74,14 +77,22 @@ class RequestFuzzer:
                 tensor.tensor_shape.dim.add(size=choose([0, 1, 2, 3, -1, 2**20, 2**40, 2**62]))
             for field in ("float_val", "int_val", "int64_val", "string_val", "bool_val", "double_val"):
                 if self._random.random() < 0.3:
-                    kind = bytes if field == "string_val" else bool if field == "bool_val" else int
-                    values = [kind(self._random.randrange(100)) for _ in range(self._random.randrange(5))]
+                    values = [self._typed_value(field) for _ in range(self._random.randrange(5))]
                     getattr(tensor, field).extend(values)
             if self._random.random() < 0.3:
                 tensor.tensor_content = self._random.randbytes(choose([0, 1, 4, 8, 16]))
         if self._random.random() < 0.1:
             request.output_filter.extend([choose(_WORDS), "y"])
         return request
+
+    def _typed_value(self, field: str) -> Any:
+        if field == "string_val":
+            if self._random.random() < 0.001:
+                return b"i" * 1_000_000
+            return self._random.choice([b"", b"item_1", b"item_999", b"\xff\xfe", self._random.randbytes(8)])
+        if field == "bool_val":
+            return self._random.random() < 0.5
+        return self._random.choice(_INTEGERS)
 
     def rest_request(self) -> tuple[str, str, bytes]:
         """Method, path and body of one HTTP request."""
@@ -134,6 +145,8 @@ def fuzz_grpc(address: str, fuzzer: RequestFuzzer, count: int) -> "Counter[str]"
                 answers["OK"] += 1
             except grpc.RpcError as error:
                 answers[error.code().name] += 1
+                if error.code().name not in FAULTS_OF_REQUEST and answers[error.code().name] <= _SHOWN:
+                    sys.stdout.write(f"{method} {raw[:500]!r}\n  {error.code().name}: {error.details()}\n")
     return answers
 
 
@@ -147,6 +160,8 @@ def fuzz_rest(address: str, fuzzer: RequestFuzzer, count: int) -> "Counter[str]"
         answer = connection.getresponse()
         text = answer.read()
         answers[str(answer.status)] += 1
+        if answer.status >= 500 and answers[str(answer.status)] <= _SHOWN:
+            sys.stdout.write(f"{verb} {path} {body[:500]!r}\n  {answer.status}: {text[:500]!r}\n")
         if path.startswith("/v1/") and answer.status != 200 and set(json.loads(text)) != {"error"}:
             raise AssertionError(f"{verb} {path} {body!r} was answered {answer.status} {text!r}")
     connection.close()

@@ -57,6 +57,10 @@ class Tiny(tf.Module):
     def counted(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"count": tf.size(x), "same": tf.identity(x)}
 
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, name="n")])
+    def square_of_ones(self, n: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"sum": tf.reduce_sum(tf.ones([n, n]))}
+
     @tf.function(input_signature=[])
     def constant(self) -> dict[str, tf.Tensor]:
         return {"constant": tf.constant([1.0, 2.0])}
@@ -88,6 +92,7 @@ def write_tiny(version_dir: Path, offset: float = 2.0) -> Path:
         "negated": model.negated,
         "counted": model.counted,
         "constant": model.constant,
+        "square_of_ones": model.square_of_ones,
         "classify": model.classify,
         "regress": model.regress,
     }

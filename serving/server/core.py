@@ -16,7 +16,8 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.server import example_inference, inference
-from serving.server.batching import ServedModel
+from serving.server.answer_cache import CachingModel
+from serving.server.batching import BatchingModel, ServedModel
 from serving.server.model_config import Labels, check_config, monitored_models, new_labels
 from serving.server.servable import Servable
 from serving.server.status import Code, StatusError, invalid_argument
@@ -98,6 +99,16 @@ class ServerCore:
         require_spec(request)
         with self.servable(request.model_spec) as servable:
             return inference.predict(servable.model, request, servable.version)
+
+    async def predict_in_batch(self, request: predict_pb2.PredictRequest) -> inference.GraphAnswer | None:
+        """The same from the event loop, together with other requests; None if it takes a thread of its own."""
+        require_spec(request)
+        with self.servable(request.model_spec) as servable:
+            if not isinstance(servable.model, BatchingModel | CachingModel):
+                return None
+            graph_run = inference.begin_predict(servable.model, request)
+            values = await servable.model.run_in_batch(graph_run.feeds, graph_run.fetches)
+            return None if values is None else inference.GraphAnswer(graph_run, values, servable.version)
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         """Runs a classification signature on examples."""

@@ -7,12 +7,19 @@ overloaded server answers quickly instead of growing until it dies.
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import numpy as np
 
 from serving.server.status import Code, StatusError
 
+# With batching, requests up to this size are parsed on the event loop, and answers up to this number of values written
+# there: that takes less than handing them to a thread.
+INLINE_BYTES = 16 * 1024
+_INLINE_VALUES = 2048
 ResultT = TypeVar("ResultT")
 
 
@@ -43,19 +50,16 @@ class RequestPool:
         Raises:
             StatusError: RESOURCE_EXHAUSTED if the pool is full, DEADLINE_EXCEEDED after the timeout.
         """
-        if self.pending >= self._max_pending:
-            raise StatusError(
-                Code.RESOURCE_EXHAUSTED, f"The server is overloaded: {self.pending} requests are under way. Try later."
-            )
+        self._check_load()
         if timeout_seconds is None:
             return await self._submit(work)
         if timeout_seconds <= 0:
-            raise _deadline_exceeded()
+            raise deadline_exceeded()
         give_up = time.monotonic() + timeout_seconds
 
         def unless_late() -> ResultT:
             if time.monotonic() > give_up:
-                raise _deadline_exceeded()
+                raise deadline_exceeded()
             return work()
 
         if not watch:
@@ -64,7 +68,35 @@ class RequestPool:
             async with asyncio.timeout(timeout_seconds):
                 return await self._submit(unless_late)
         except TimeoutError as error:
-            raise _deadline_exceeded() from error
+            raise deadline_exceeded() from error
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts a request that needs no thread among those under way, for the length of the block.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED if there are too many.
+        """
+        self._check_load()
+        with self._lock:
+            self.pending += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.pending -= 1
+
+    async def write(self, values: Sequence[np.ndarray], work: Callable[[], ResultT]) -> ResultT:
+        """Writes the answer of an admitted request: at once if it is small, in a thread if it would hold up others."""
+        if sum(value.size for value in values) <= _INLINE_VALUES:
+            return work()
+        return await self._submit(work)
+
+    def _check_load(self) -> None:
+        if self.pending >= self._max_pending:
+            raise StatusError(
+                Code.RESOURCE_EXHAUSTED, f"The server is overloaded: {self.pending} requests are under way. Try later."
+            )
 
     def _submit(self, work: Callable[[], ResultT]) -> "asyncio.Future[ResultT]":
         with self._lock:
@@ -84,5 +116,6 @@ class RequestPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _deadline_exceeded() -> StatusError:
+def deadline_exceeded() -> StatusError:
+    """The error of a request that was not answered in time."""
     return StatusError(Code.DEADLINE_EXCEEDED, "The deadline of the request was over before it was answered.")

@@ -60,6 +60,9 @@ class Flags:
     bind_address: str = _flag("0.0.0.0", "Tandem: address both ports listen on.")  # noqa: S104 - TF Serving's default
     max_pending_requests: int = _flag(1024, "Tandem: requests admitted at once; one more is RESOURCE_EXHAUSTED / 429.")
     max_request_bytes: int = _flag(2**31 - 1, "Tandem: longest request accepted, after decompression.")
+    max_memory_bytes: int = _flag(
+        0, "Tandem: memory of the process; a request that needs more is RESOURCE_EXHAUSTED. 0 is the machine's."
+    )
     probe_new_versions: bool = _flag(True, "Tandem: try a new version in a process of its own before replacing one.")
     answer_cache_bytes: int = _flag(0, "Tandem: memory for answers to requests that come again; 0 keeps none.")
     request_log: str = _flag("", "Tandem: keep sampled requests as PredictionLog TFRecords in this file.")
@@ -90,8 +93,9 @@ class Flags:
         for name in ("max_pending_requests", "max_request_bytes", "grpc_max_threads", "rest_api_timeout_in_ms"):
             if getattr(self, name) < 1:
                 raise FlagError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.answer_cache_bytes < 0:
-            raise FlagError(f"--answer_cache_bytes must not be negative, got {self.answer_cache_bytes}.")
+        for name in ("answer_cache_bytes", "max_memory_bytes"):
+            if getattr(self, name) < 0:
+                raise FlagError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.request_log_sampling_rate <= 1:
             raise FlagError(f"--request_log_sampling_rate must be in 0..1, got {self.request_log_sampling_rate}.")
 

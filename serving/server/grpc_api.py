@@ -7,7 +7,9 @@ and one that cannot be parsed is answered with INVALID_ARGUMENT.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,7 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server.core import ServerCore
-from serving.server.execution import RequestPool
+from serving.server.execution import INLINE_BYTES, RequestPool
 from serving.server.metrics import Metrics
 from serving.server.request_log import RequestLog
 from serving.server.status import Code, StatusError, invalid_argument, status_of
@@ -37,6 +39,14 @@ CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 2**31 - 1), ("grpc.max_se
 _Method = Callable[[bytes, grpc.aio.ServicerContext], Any]
 
 
+@dataclass
+class _Counted:
+    """What a counted block has parsed and answered so far."""
+
+    request: Any = None
+    response: Any = None
+
+
 class GrpcApi:
     """Handlers of both services.
 
@@ -45,15 +55,23 @@ class GrpcApi:
         pool: Threads to answer them in.
         metrics: Where requests are counted.
         request_log: Keeps some of the requests, if the server was asked to.
+        has_batching: Whether small Predict requests go from the event loop straight into a batch.
     """
 
     def __init__(
-        self, core: ServerCore, pool: RequestPool, metrics: Metrics, request_log: RequestLog | None = None
+        self,
+        core: ServerCore,
+        pool: RequestPool,
+        metrics: Metrics,
+        request_log: RequestLog | None = None,
+        *,
+        has_batching: bool = False,
     ) -> None:
         self._core = core
         self._pool = pool
         self._metrics = metrics
         self._request_log = request_log
+        self._has_batching = has_batching
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the services with a server."""
@@ -77,30 +95,59 @@ class GrpcApi:
         """A prediction method: counted, timed, and kept in the request log."""
 
         def work(raw: bytes, started: float) -> bytes:
-            name, code = "", Code.OK
-            try:
-                request: Any = _parse(request_type, raw)
-                name = request.model_spec.name
-                response = answer(request)
-                encoded = response.SerializeToString()
-            except Exception as error:
-                code = status_of(error).code
-                raise
-            finally:
-                self._metrics.count_request(name, code.name)
-            self._metrics.observe_latency(name, api, "GRPC", time.perf_counter() - started)
-            if self._request_log is not None and self._request_log.chooses():
-                self._request_log.write(request, response)
-            return encoded
+            with self._count(api, started) as counted:
+                request = counted.request = _parse(request_type, raw)
+                response = counted.response = answer(request)
+                return response.SerializeToString()
 
         async def method(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
             started = time.perf_counter()
             try:
+                if api == "Predict" and self._has_batching and len(raw) <= INLINE_BYTES:
+                    encoded = await self._predict_in_batch(raw, started)
+                    if encoded is not None:
+                        return encoded
                 return await self._pool.run(lambda: work(raw, started), context.time_remaining(), watch=False)
             except Exception as error:
                 return await _abort(context, error)
 
         return method
+
+    async def _predict_in_batch(self, raw: bytes, started: float) -> bytes | None:
+        """Answers without a thread for this request; gRPC cancels the call when its deadline is over."""
+        with self._pool.admitted(), self._count("Predict", started) as counted:
+            request = counted.request = _parse(predict_pb2.PredictRequest, raw)
+            answer = await self._core.predict_in_batch(request)
+            if answer is None:
+                return None
+
+            def encode() -> bytes:
+                response = counted.response = answer.response_to(request)
+                return bytes(response.SerializeToString())
+
+            return await self._pool.write(answer.values, encode)
+
+    @contextmanager
+    def _count(self, api: str, started: float) -> "Iterator[_Counted]":
+        """Counts, times and logs the request of the block; a block without an answer has not been one."""
+        counted, code = _Counted(), Code.OK
+        try:
+            yield counted
+        except asyncio.CancelledError:
+            code = Code.CANCELLED
+            raise
+        except Exception as error:
+            code = status_of(error).code
+            raise
+        finally:
+            name = counted.request.model_spec.name if counted.request is not None else ""
+            if code is not Code.OK or counted.response is not None:
+                self._metrics.count_request(name, code.name)
+        if counted.response is None:
+            return
+        self._metrics.observe_latency(name, api, "GRPC", time.perf_counter() - started)
+        if self._request_log is not None and self._request_log.chooses():
+            self._request_log.write(counted.request, counted.response)
 
     def _plain(self, request_type: type[Message], answer: Callable[[Any], Message]) -> _Method:
         def work(raw: bytes) -> bytes:

@@ -4,6 +4,7 @@ Knows no versions, disks or transports, so warm-up, gRPC and REST share it. Text
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,45 @@ class Runnable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class GraphRun:
+    """What to feed and fetch for one request.
+
+    Attributes:
+        feeds: Tensor name to value.
+        fetches: Tensor names, one for each output.
+        outputs: Names of the outputs in the signature.
+    """
+
+    feeds: dict[str, np.ndarray]
+    fetches: list[str]
+    outputs: list[str]
+
+
+@dataclass(frozen=True)
+class GraphAnswer:
+    """What the graph has answered to one request.
+
+    Attributes:
+        graph_run: What was run.
+        values: One array for each output.
+        version: Of the model.
+    """
+
+    graph_run: GraphRun
+    values: Sequence[np.ndarray]
+    version: int | None
+
+    def response_to(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+        """Writes the response: the second half of `predict`."""
+        response = predict_pb2.PredictResponse()
+        signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        fill_model_spec(response.model_spec, request.model_spec.name, signature_name, self.version)
+        for alias, value in zip(self.graph_run.outputs, self.values, strict=True):
+            to_proto(value, response.outputs[alias])
+        return response
+
+
 def predict(
     model: Runnable, request: predict_pb2.PredictRequest, version: int | None = None
 ) -> predict_pb2.PredictResponse:
@@ -40,18 +80,20 @@ def predict(
         StatusError: FAILED_PRECONDITION for an unknown signature, INVALID_ARGUMENT for inputs or outputs it does not
             have. Errors of the graph come through as they are.
     """
+    graph_run = begin_predict(model, request)
+    values = model.run(graph_run.feeds, graph_run.fetches)
+    return GraphAnswer(graph_run, values, version).response_to(request)
+
+
+def begin_predict(model: Runnable, request: predict_pb2.PredictRequest) -> GraphRun:
+    """The first half of `predict`: everything before the graph runs."""
     signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = model.signatures.get(signature_name)
     if signature is None:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.')
     check_input_names(signature, request.inputs)
     arrays = {alias: to_array(alias, proto) for alias, proto in request.inputs.items()}
-    outputs = run_signature(model, signature, arrays, request.output_filter)
-    response = predict_pb2.PredictResponse()
-    fill_model_spec(response.model_spec, request.model_spec.name, signature_name, version)
-    for alias, value in outputs.items():
-        to_proto(value, response.outputs[alias])
-    return response
+    return graph_run_of(signature, arrays, request.output_filter)
 
 
 def check_input_names(signature: meta_graph_pb2.SignatureDef, given: Iterable[str]) -> None:
@@ -66,22 +108,18 @@ def check_input_names(signature: meta_graph_pb2.SignatureDef, given: Iterable[st
         )
 
 
-def run_signature(
-    model: Runnable,
-    signature: meta_graph_pb2.SignatureDef,
-    inputs: Mapping[str, np.ndarray],
-    output_filter: Sequence[str] = (),
-) -> dict[str, np.ndarray]:
-    """Runs one signature.
+def graph_run_of(
+    signature: meta_graph_pb2.SignatureDef, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+) -> GraphRun:
+    """Names what to run for one signature.
 
     Args:
-        model: The loaded version.
         signature: One of the model's signatures.
         inputs: One array for each input of the signature.
         output_filter: Outputs wanted; empty means all.
 
     Returns:
-        Output name to value, in the order of the filter, or sorted by name.
+        Feeds and fetches; outputs in the order of the filter, or sorted by name.
 
     Raises:
         StatusError: INVALID_ARGUMENT for a wrong dtype or an unknown or repeated output.
@@ -106,8 +144,7 @@ def run_signature(
         if alias in seen:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
         seen.add(alias)
-    values = model.run(feeds, [signature.outputs[alias].name for alias in aliases])
-    return dict(zip(aliases, values, strict=True))
+    return GraphRun(feeds, [signature.outputs[alias].name for alias in aliases], aliases)
 
 
 def fill_model_spec(spec: model_pb2.ModelSpec, name: str, signature_name: str, version: int | None) -> None:

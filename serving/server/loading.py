@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.server.answer_cache import AnswerCache, CachingModel
-from serving.server.batching import BatchingModel, BatchScheduler, ServedModel
+from serving.server.batch_scheduler import BatchScheduler
+from serving.server.batching import BatchingModel, ServedModel
 from serving.server.metrics import Metrics
 from serving.server.saved_model import LoadedModel, SessionThreads
 from serving.server.status import Code, StatusError
@@ -93,7 +94,7 @@ def load_model(path: Path, options: LoadOptions) -> LoadedModel:
 
 
 def probe_version(path: Path, options: LoadOptions) -> None:
-    """Loads a folder in a process of its own, at the lowest priority.
+    """Loads a folder in a process of its own, at a low priority.
 
     TensorFlow aborts the whole process on some damaged graphs. Better a process that serves nobody: while the probe
     dies, the version that is served goes on answering.

@@ -11,7 +11,8 @@ import grpc
 from aiohttp import web
 
 from serving.server.answer_cache import AnswerCache
-from serving.server.batching import BatchingParameters, BatchScheduler, ServedModel
+from serving.server.batch_scheduler import BatchingParameters, BatchScheduler
+from serving.server.batching import ServedModel
 from serving.server.config_protos import read_text_config
 from serving.server.core import ServerCore
 from serving.server.execution import RequestPool
@@ -53,7 +54,7 @@ class ModelServer:
         self._flags = flags
         self._config = self._read_config()
         self._metrics = Metrics()
-        scheduler = BatchScheduler(_batching_parameters(flags)) if flags.enable_batching else None
+        self._scheduler = scheduler = BatchScheduler(_batching_parameters(flags)) if flags.enable_batching else None
         self._cache = AnswerCache(flags.answer_cache_bytes) if flags.answer_cache_bytes else None
         loader = ModelLoader(_load_options(flags), self._metrics, scheduler, self._is_served, self._cache)
         self._manager: VersionManager[ServedModel] = VersionManager(
@@ -140,6 +141,8 @@ class ModelServer:
     def _close(self) -> None:
         self._pool.close()
         self._manager.stop()
+        if self._scheduler is not None:
+            self._scheduler.close()
         if self._request_log is not None:
             self._request_log.close()
 
@@ -151,7 +154,9 @@ class ModelServer:
             *_channel_arguments(self._flags.grpc_channel_arguments),
         ]
         server = grpc.aio.server(options=options)
-        GrpcApi(self._core, self._pool, self._metrics, self._request_log).add_to(server)
+        has_batching = self._scheduler is not None
+        api = GrpcApi(self._core, self._pool, self._metrics, self._request_log, has_batching=has_batching)
+        api.add_to(server)
         if self._flags.enable_grpc_healthcheck_service:
             HealthService(["", "ModelService", "PredictionService"]).add_to(server)
         addresses = [f"{self._flags.bind_address}:{self._flags.port}"] if self._flags.port else []
@@ -179,7 +184,8 @@ class ModelServer:
             enable_cors=self._flags.rest_api_enable_cors_support,
             metrics_path=self._metrics_path,
         )
-        api = RestApi(self._core, self._pool, self._metrics, options, self._request_log)
+        has_batching = self._scheduler is not None
+        api = RestApi(self._core, self._pool, self._metrics, options, self._request_log, has_batching=has_batching)
         runner = web.ServerRunner(
             GuardedServer(api.handle, self._flags.max_request_bytes, options.timeout_seconds), handle_signals=False
         )

@@ -5,11 +5,12 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 from aiohttp import web
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
@@ -22,12 +23,15 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server import inference, json_tensor
+from serving.server.answer_cache import CachingModel
+from serving.server.batching import BatchingModel, ServedModel
 from serving.server.core import SIGNATURE_DEF, ServerCore
-from serving.server.execution import RequestPool
+from serving.server.execution import INLINE_BYTES, RequestPool, deadline_exceeded
 from serving.server.json_examples import classification_body, fill_examples, regression_body
 from serving.server.json_output import predict_body
 from serving.server.metrics import Metrics
 from serving.server.request_log import RequestLog
+from serving.server.servable import Servable
 from serving.server.status import Code, StatusError, invalid_argument, status_of
 from serving.server.tensors import to_proto
 
@@ -71,6 +75,7 @@ class RestApi:
         metrics: Where requests are counted.
         options: Flags.
         request_log: Keeps some of the requests, if the server was asked to.
+        has_batching: Whether small predict requests go from the event loop straight into a batch.
     """
 
     def __init__(
@@ -80,12 +85,15 @@ class RestApi:
         metrics: Metrics,
         options: RestOptions,
         request_log: RequestLog | None = None,
+        *,
+        has_batching: bool = False,
     ) -> None:
         self._core = core
         self._pool = pool
         self._metrics = metrics
         self._options = options
         self._request_log = request_log
+        self._has_batching = has_batching
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """Answers one request; never raises."""
@@ -117,7 +125,15 @@ class RestApi:
             return b""
         give_up = time.monotonic() + self._options.timeout_seconds
         body = await self._body(request)
-        work = self._work(call, body)
+        spec, work = self._work(call, body)
+        if self._has_batching and call.method == "predict" and len(body) <= INLINE_BYTES:
+            try:
+                async with asyncio.timeout(give_up - time.monotonic()):
+                    answer = await self._predict_in_batch(spec, body)
+            except TimeoutError as error:
+                raise deadline_exceeded() from error
+            if answer is not None:
+                return answer
         return await self._pool.run(work, give_up - time.monotonic())
 
     async def _body(self, request: web.BaseRequest) -> bytes:
@@ -130,8 +146,8 @@ class RestApi:
         except (web.RequestPayloadError, ValueError) as error:
             raise invalid_argument(f"The body of the request cannot be read: {error}") from error
 
-    def _work(self, call: "_Call", body: bytes) -> Callable[[], bytes]:
-        """Chooses what to run in a thread."""
+    def _work(self, call: "_Call", body: bytes) -> tuple[model_pb2.ModelSpec, Callable[[], bytes]]:
+        """Reads which model a request means, and chooses what to run in a thread."""
         match = call.parse()
         if match is None:
             raise invalid_argument(f"Malformed request: {call.verb} {call.path}")
@@ -139,30 +155,46 @@ class RestApi:
         if call.verb == "POST":
             answers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
             answer = answers[call.method]
-            return lambda: answer(spec, body)
+            return spec, lambda: answer(spec, body)
         if not spec.name:
             raise invalid_argument("Missing model name in request.")
         if match["metadata"]:
-            return lambda: self._metadata(spec)
-        return lambda: self._status(spec)
+            return spec, lambda: self._metadata(spec)
+        return spec, lambda: self._status(spec)
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+        document = self._document(spec, body)
+        with self._core.servable(spec) as servable:
+            query = _read_query(document, spec, servable)
+            values = servable.model.run(query.graph_run.feeds, query.graph_run.fetches)
+        return self._predictions(query, values)
+
+    async def _predict_in_batch(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes | None:
+        """The same without a thread for this request; None for a request that no batch takes."""
+        with self._pool.admitted():
+            document = self._document(spec, body)
+            with self._core.servable(spec) as servable:
+                if not isinstance(servable.model, BatchingModel | CachingModel):
+                    return None
+                query = _read_query(document, spec, servable)
+                values = await servable.model.run_in_batch(query.graph_run.feeds, query.graph_run.fetches)
+            if values is None:
+                return None
+            return await self._pool.write(values, lambda: self._predictions(query, values))
+
+    def _document(self, spec: model_pb2.ModelSpec, body: bytes) -> dict[str, Any]:
         document = json_tensor.parse_object(body)
         spec.signature_name = _utf8(json_tensor.signature_name(document))
-        with self._core.servable(spec) as servable:
-            name = spec.signature_name or inference.DEFAULT_SIGNATURE
-            signature = servable.model.signatures.get(name)
-            if signature is None:
-                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-            inputs, is_row_form = json_tensor.predict_inputs(document, signature.inputs)
-            outputs = inference.run_signature(servable.model, signature, inputs)
-            version = servable.version
-        answer = predict_body(outputs, is_row_form=is_row_form)
+        return document
+
+    def _predictions(self, query: "_Query", values: Sequence[np.ndarray]) -> bytes:
+        outputs = dict(zip(query.graph_run.outputs, values, strict=True))
+        answer = predict_body(outputs, is_row_form=query.is_row_form)
         if self._request_log is not None and self._request_log.chooses():
-            request, response = predict_pb2.PredictRequest(model_spec=spec), predict_pb2.PredictResponse()
-            for alias, value in inputs.items():
+            request, response = predict_pb2.PredictRequest(model_spec=query.spec), predict_pb2.PredictResponse()
+            for alias, value in query.inputs.items():
                 to_proto(value, request.inputs[alias])
-            inference.fill_model_spec(response.model_spec, spec.name, name, version)
+            inference.fill_model_spec(response.model_spec, query.spec.name, query.signature_name, query.version)
             for alias, value in outputs.items():
                 to_proto(value, response.outputs[alias])
             self._request_log.write(request, response)
@@ -205,6 +237,27 @@ class RestApi:
             "metadata": {SIGNATURE_DEF: _as_dict(signatures)},
         }
         return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A predict request, read against the signature of the version that answers."""
+
+    spec: model_pb2.ModelSpec
+    signature_name: str
+    version: int
+    inputs: Mapping[str, np.ndarray]
+    is_row_form: bool
+    graph_run: inference.GraphRun
+
+
+def _read_query(document: dict[str, Any], spec: model_pb2.ModelSpec, servable: Servable[ServedModel]) -> _Query:
+    name = spec.signature_name or inference.DEFAULT_SIGNATURE
+    signature = servable.model.signatures.get(name)
+    if signature is None:
+        raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+    inputs, is_row_form = json_tensor.predict_inputs(document, signature.inputs)
+    return _Query(spec, name, servable.version, inputs, is_row_form, inference.graph_run_of(signature, inputs))
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tensorflow.python.client import pywrap_tf_session as c_api
 # Registers the exception classes that the C API raises; without it the first error aborts the process.
 from tensorflow.python.framework import errors_impl
 
-from serving.server.status import Code, StatusError
+from serving.server.status import Code, StatusError, invalid_argument
 from serving.server.tensors import object_array
 
 INIT_OP = "__saved_model_init_op"
@@ -86,16 +86,24 @@ class LoadedModel:
         if handle is None:
             handle = _make_callable(self._session, names, wanted, ())
             try:
-                values = c_api.TF_SessionRunCallable(self._session, handle, arguments, None)
+                values = self._run_callable(handle, arguments)
             finally:
                 c_api.TF_SessionReleaseCallable(self._session, handle)
         else:
-            values = c_api.TF_SessionRunCallable(self._session, handle, arguments, None)
+            values = self._run_callable(handle, arguments)
         arrays = [value if isinstance(value, np.ndarray) else _scalar(value) for value in values]
         if len(wanted) == len(fetches):
             return arrays
         by_name = dict(zip(wanted, arrays, strict=True))
         return [by_name[name] for name in fetches]
+
+    def _run_callable(self, handle: int, arguments: Sequence[np.ndarray]) -> list[Any]:
+        try:
+            return list(c_api.TF_SessionRunCallable(self._session, handle, arguments, None))
+        except UnicodeDecodeError as error:
+            # The graph failed with a message that quotes bytes of the request which are not UTF-8; the C API loses the
+            # code over it. What quotes its input complains about its input.
+            raise invalid_argument(bytes(error.object).decode("utf-8", "replace")) from None
 
     def close(self) -> None:
         """Frees the session and its variables, and gives the memory back to the system."""
@@ -144,6 +152,8 @@ class LoadedModel:
 def _read_meta_graph(path: Path, tags: frozenset[str]) -> meta_graph_pb2.MetaGraphDef:
     file = path / "saved_model.pb"
     try:
+        if file.exists() and not file.is_file():  # a pipe or a device would be read for ever
+            raise OSError("not a regular file")
         content = file.read_bytes()
     except OSError as error:
         raise StatusError(

@@ -58,7 +58,9 @@ _PACKED_TAGS = {types_pb2.DT_FLOAT: b"\x2a", types_pb2.DT_DOUBLE: b"\x32"}
 # No honest request is larger than the largest message, so nothing larger is ever allocated. Values are repeated to
 # fill a shape, so that a few bytes can name gigabytes: filling ends far below.
 MAX_TENSOR_BYTES = 1 << 31
+# A short message must not become a large tensor. Strings are mostly ids, each of which costs the graph far more.
 MAX_FILLED_BYTES = 1 << 26
+MAX_FILLED_STRINGS = 1 << 16
 _STRING_BYTES = 24  # size of TensorFlow's tstring
 
 
@@ -94,7 +96,8 @@ def to_array(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     size = prod(shape)
     if len(values) == size:
         return values.reshape(shape)
-    if len(values) < size and size * _itemsize(proto.dtype) > MAX_FILLED_BYTES:
+    most = MAX_FILLED_STRINGS if numpy_type == STRINGS else MAX_FILLED_BYTES // numpy_type.itemsize
+    if len(values) < size and size > most:
         raise invalid_argument(
             f"tensor parsing error: {name} gives {len(values)} values for shape {list(shape)}; send all of them."
         )

@@ -33,7 +33,7 @@ def run_warmup(model: Runnable, path: Path, iterations: int = 1) -> int:
         StatusError: The file cannot be read, holds too many records, or one of them fails. The load then fails too.
     """
     file = path / WARMUP_FILE
-    if not file.exists():
+    if not file.is_file():
         return 0
     started, count = time.monotonic(), 0
     try:

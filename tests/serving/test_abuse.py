@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,6 +95,39 @@ def test_megabyte_strings_and_deep_json(server: ServerProcess) -> None:
     assert connection.getresponse().status == 400
 
 
+def test_an_error_of_the_graph_that_quotes_bytes_of_the_request(server: ServerProcess) -> None:
+    """The C API cannot decode such a message; it once came out as INTERNAL."""
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "tiny", "classify"
+    request.inputs["inputs"].dtype = 7
+    request.inputs["inputs"].tensor_shape.dim.add(size=1)
+    request.inputs["inputs"].string_val.append(b"\xff\xfe\xf8 no example")
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(
+                request.SerializeToString(), timeout=20
+            )
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no example" in caught.value.details()
+    body = b'{"signature_name": "classify", "inputs": [{"b64": "//74"}]}'
+    status, document = _post(server, "tiny", body)
+    assert (status, "Could not parse example" in document["error"]) == (400, True)
+
+
+def test_huge_and_negative_k_and_megabyte_ids(recommender: ServerProcess) -> None:
+    def ask(history: list[str], k: int) -> tuple[int, Any]:
+        document = {"signature_name": "recommend", "inputs": {"history": [history], "exclude": [[]], "k": k}}
+        return _post(recommender, "tandem", json.dumps(document).encode())
+
+    assert ask(["a"], 2**31 - 1)[0] in (200, 400)
+    assert ask(["a"], -(2**31))[0] == 400
+    assert ask(["a"], 2**31)[0] == 400  # no int32
+    status, document = ask(["a", "b" * 3_000_000], 1)
+    assert (status, document["outputs"]["item_ids"]) == (200, [["b"]])
+
+
 def test_slow_clients_are_cut_off(base_path: Path) -> None:
     flags = ["--rest_api_timeout_in_ms=1000", "--max_request_bytes=100000"]
     with ServerProcess(base_path, "tiny", flags=flags) as server:
@@ -126,6 +160,23 @@ def test_more_requests_than_admitted_are_refused_at_once(base_path: Path) -> Non
         assert None in codes
         assert set(codes) <= {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+        body = json.dumps({"inputs": [1.0] * 100_000}).encode()
+        with ThreadPoolExecutor(20) as clients:
+            statuses = list(clients.map(lambda _: _post(server, "tiny", body)[0], range(40)))
+        assert (set(statuses), statuses.count(200) > 0) == ({200, 429}, True)
+        assert_still_answers(server)
+
+
+def test_a_request_that_needs_more_memory_than_there_is_fails_alone(base_path: Path) -> None:
+    with ServerProcess(base_path, "tiny", flags=["--max_memory_bytes=2000000000"]) as server:
+
+        def ask(n: int) -> tuple[int, Any]:
+            return _post(server, "tiny", json.dumps({"signature_name": "square_of_ones", "inputs": n}).encode())
+
+        assert ask(100) == (200, {"outputs": 10_000.0})
+        status, document = ask(40_000)  # 6.4 GB
+        assert (status, document["error"].startswith("OOM when allocating tensor")) == (429, True), document
+        assert ask(100) == (200, {"outputs": 10_000.0})
         assert_still_answers(server)
 
 
@@ -152,6 +203,13 @@ def test_a_version_that_kills_the_process_leaves_the_server_alone(base_path: Pat
             assert time.monotonic() < give_up
             time.sleep(0.05)
         assert_still_answers(server)
+
+
+def _post(server: ServerProcess, model: str, body: bytes) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(server.rest_address, timeout=60)
+    connection.request("POST", f"/v1/models/{model}:predict", body)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
 
 
 def _status_text(server: ServerProcess, version: int) -> str:

@@ -76,7 +76,7 @@ def states(server: ServerProcess, name: str = "tiny") -> dict[int, str]:
     return {int(entry["version"]): entry["state"] for entry in document.get("model_version_status", [])}
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, "it did not happen in time"
@@ -129,6 +129,26 @@ def test_versions_that_do_not_load_leave_the_old_one_serving(offsets: Callable[[
         assert answer_to_zero(server) == 3.0
         publish(offsets(7.0), tmp_path, 7)
         wait_for(lambda: answer_to_zero(server) == 7.0)
+
+
+def test_links_out_of_the_base_path(offsets: Callable[[float], Path], tmp_path: Path) -> None:
+    """They are followed, as TensorFlow Serving does; where nothing can be loaded the old version goes on answering."""
+    base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    base.mkdir()
+    publish(offsets(2.0), base, 1)
+    flags = ["--load_retry_interval_micros=1000", "--max_num_load_retries=0"]
+    with ServerProcess(base, "tiny", flags=flags) as server:
+        endless = elsewhere / "endless"
+        endless.mkdir(parents=True)
+        (endless / "saved_model.pb").symlink_to("/dev/zero")
+        for version, target in ((2, "/etc"), (3, "/nowhere"), (4, "/dev/zero"), (5, endless)):
+            (base / str(version)).symlink_to(target)
+            wait_for(lambda version=version: states(server).get(version) == "END")
+            assert answer_to_zero(server) == 2.0
+        publish(offsets(3.0), elsewhere, 7)
+        (base / "6").symlink_to(elsewhere / "7")
+        wait_for(lambda: answer_to_zero(server) == 3.0)
+        assert states(server)[6] == "AVAILABLE"
 
 
 def test_a_folder_copied_in_slowly_gets_there(offsets: Callable[[float], Path], tmp_path: Path) -> None:

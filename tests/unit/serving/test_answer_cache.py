@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from serving.server.answer_cache import AnswerCache, CachingModel
+from serving.server.batch_scheduler import BatchingParameters, BatchScheduler
+from serving.server.batching import BatchingModel
 from serving.server.metrics import Metrics
 
 
@@ -120,3 +122,15 @@ def test_a_row_of_a_batch_does_not_keep_the_batch() -> None:
     model.run(x(1), ["y"])
     ((key, (kept, _)),) = cache._entries.items()
     assert all(array.base is None for array in kept)
+
+
+async def test_asyncio_callers_find_answers_and_join_batches() -> None:
+    counter, metrics = Counter(), Metrics()
+    scheduler = BatchScheduler(BatchingParameters(max_batch_size=8, batch_timeout_seconds=0.0, num_batch_threads=1))
+    model = CachingModel(BatchingModel(counter, scheduler, metrics), AnswerCache(10**6), "m", metrics)
+    answers = [await model.run_in_batch(x(1, 2), ["y"]) for _ in range(2)]
+    assert [answer[0].tolist() for answer in answers if answer] == [[2.0, 4.0]] * 2
+    assert counter.runs == 1
+    assert await CachingModel(counter, AnswerCache(10**6), "m", metrics).run_in_batch(x(1), ["y"]) is None
+    model.close()
+    scheduler.close()

@@ -1,5 +1,6 @@
 """Batching: who runs together, who alone, and that nobody can tell."""
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.server.batching import BatchingModel, BatchingParameters, BatchScheduler
+from serving.server.batch_scheduler import BatchingParameters, BatchScheduler
+from serving.server.batching import BatchingModel
 from serving.server.metrics import BATCH_SIZE, Metrics
 from serving.server.status import Code, StatusError
 
@@ -19,10 +21,13 @@ class Doubler:
 
     def __init__(self) -> None:
         self.runs: list[int] = []
+        self.asked = 0
+        self.closed_after_runs: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        self.asked += 1
         self.gate.wait(10)
         x = feeds["x"]
         self.runs.append(len(x))
@@ -33,7 +38,7 @@ class Doubler:
         return [2 * x + feeds.get("k", np.array(0))]
 
     def close(self) -> None:
-        pass
+        self.closed_after_runs.append(len(self.runs))
 
 
 def run_together(model: BatchingModel, calls: Sequence[Mapping[str, np.ndarray]], fetch: str = "y") -> list[Any]:
@@ -137,6 +142,52 @@ def test_a_full_queue_refuses() -> None:
     for thread in threads:
         thread.join(20)
     assert sum("queue" in str(answer) for answer in answers) == 4
+
+
+async def test_asyncio_callers_share_a_batch_without_threads() -> None:
+    doubler = Doubler()
+    model = batching(doubler, batch_timeout_seconds=30)
+    before = threading.active_count()
+    answers = await asyncio.gather(*(model.run_in_batch(x(*values), ["y"]) for values in ((1,), (2,), (3, 4))))
+    assert [answer[0].tolist() for answer in answers if answer] == [[2], [4], [6, 8]]
+    assert (doubler.runs, threading.active_count()) == ([4], before)
+    with pytest.raises(StatusError, match="must not be negative"):
+        await batching(doubler, batch_timeout_seconds=0).run_in_batch(x(-1), ["y"])
+    assert await model.run_in_batch(x(1, 2, 3, 4), ["y"]) is None  # too large for a batch: the caller's to run
+
+
+async def test_what_nobody_waits_for_is_not_run() -> None:
+    doubler = Doubler()
+    doubler.gate.clear()
+    model = batching(doubler, batch_timeout_seconds=0, num_batch_threads=1)
+    first = asyncio.create_task(model.run_in_batch(x(1), ["y"]))
+    while not doubler.asked:
+        await asyncio.sleep(0.001)
+    late = asyncio.create_task(model.run_in_batch(x(2, 3), ["y"]))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.sleep(0)
+    doubler.gate.set()
+    answer = await first
+    await asyncio.to_thread(model.close)
+    assert answer and answer[0].tolist() == [2]
+    assert doubler.runs == [1]
+
+
+async def test_a_model_is_freed_after_the_batch_that_uses_it() -> None:
+    doubler = Doubler()
+    doubler.gate.clear()
+    model = batching(doubler, batch_timeout_seconds=0)
+    gone = asyncio.create_task(model.run_in_batch(x(1), ["y"]))
+    while not doubler.asked:
+        await asyncio.sleep(0.001)
+    gone.cancel()  # the client is gone, its request is in the graph
+    closing = asyncio.create_task(asyncio.to_thread(model.close))
+    await asyncio.sleep(0.05)
+    assert not doubler.closed_after_runs
+    doubler.gate.set()
+    await closing
+    assert doubler.closed_after_runs == [1]
 
 
 def test_sizes_are_counted() -> None:

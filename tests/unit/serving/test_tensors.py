@@ -59,3 +59,14 @@ def test_missing_values_repeat_the_last_one() -> None:
 def test_shapes_that_cannot_be_meant(shape: tuple[int, ...]) -> None:
     with pytest.raises(StatusError, match="tensor parsing error: x"):
         to_array("x", proto([1], *shape))
+
+
+@pytest.mark.parametrize(("rows", "is_read"), [(2**16, True), (2**16 + 1, False)])
+def test_a_short_message_is_not_a_million_strings(rows: int, is_read: bool) -> None:
+    message = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[b"a"])
+    message.tensor_shape.dim.add(size=rows)
+    if is_read:
+        assert set(to_array("x", message)) == {b"a"}
+    else:
+        with pytest.raises(StatusError, match="send all of them"):
+            to_array("x", message)
