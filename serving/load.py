@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.errors import ServingError
+from serving.errors import ModelNotFoundError, ServingError
 from serving.load_generator import LoadResult, Recorded, Target, measure, run_at_concurrency, run_at_rate
 from serving.load_requests import generate_requests, missing_features, popular_items, read_request_log
 
@@ -45,10 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tandem load: {error}\n")
         return 2
     except ServingError as error:
-        sys.stderr.write(f"tandem load: {error}\n")
+        sys.stderr.write(f"tandem load: {error}{_mend(error)}\n")
         return 1
     sys.stdout.write(report(result))
     return 1 if result.errors or not result.latencies_ms else 0
+
+
+def _mend(error: ServingError) -> str:
+    if isinstance(error, ModelNotFoundError):
+        return "; name the model that is served with --model NAME"
+    if "http1" in str(error).lower():
+        return "; to a REST port, send --protocol rest"
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ def read_pushed_model(run_dir: Path) -> PushedModel:
     if not isinstance(report, dict) or not report.get("pushed"):
         raise DeployError(f"{path} says that no model was pushed; deploy a run that exited with 0.")
     try:
-        return _pushed_model(report)
+        return _pushed_model(report, run_dir)
     except (KeyError, TypeError, StopIteration) as error:
         missing = "a chosen variant" if isinstance(error, StopIteration) else str(error)
         raise DeployError(
@@ -95,8 +95,11 @@ def read_pushed_model(run_dir: Path) -> PushedModel:
         ) from error
 
 
-def _pushed_model(report: dict[str, Any]) -> PushedModel:
+def _pushed_model(report: dict[str, Any], run_dir: Path) -> PushedModel:
     version_dir = Path(report["model"]["path"])
+    moved = run_dir / "serving" / version_dir.parent.name / version_dir.name
+    if moved.is_dir():  # the run folder may have been copied to where it is deployed from
+        version_dir = moved
     chosen = next(row for row in report["compression"] if row["chosen"])
     return PushedModel(
         name=version_dir.parent.name,

@@ -35,7 +35,14 @@ def test_generated_load(
     assert 0 < measured["p50_ms"] <= measured["p99_ms"] <= measured["max_ms"]
     assert main([*common]) == 0  # histories of what the server itself recommends
     assert main([*common, "--model", "nobody"]) == 1
-    assert "NOT_FOUND" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "NOT_FOUND" in said and "--model NAME" in said
+
+
+@pytest.mark.serving
+def test_a_rest_port_is_recognised(recommender: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--server", recommender.rest_address, "--timeout", "5"]) == 1
+    assert "send --protocol rest" in capsys.readouterr().err
 
 
 @pytest.mark.serving

@@ -63,6 +63,11 @@ def test_sizes_follow_from_the_report(run_dir: Path) -> None:
     assert model.latency_target_micros == 15351
 
 
+def test_a_run_folder_that_was_moved_deploys_what_it_holds(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "moved")
+    assert read_pushed_model(tmp_path / "moved").base_path == tmp_path / "moved" / "serving" / "my_shop"
+
+
 def test_nothing_is_left_to_fill_in_and_the_folder_is_complete(deployment: Path) -> None:
     names = {str(path.relative_to(deployment)) for path in deployment.rglob("*") if path.is_file()}
     assert {"README.md", "compose/docker-compose.yaml", "kubernetes/deployment.yaml", "monitoring/rules.yaml"} <= names
