@@ -34,7 +34,8 @@ def soak(base: Path, arguments: Namespace) -> tuple[Figures, Limits]:
         async def run() -> tuple[dict[str, float], list[tuple[float, int]]]:
             sampling = asyncio.create_task(_sample(psutil.Process(server.pid), seconds))
             result = await run_at_rate(target, requests, 0.7 * capacity, seconds)
-            return result.summary(), await sampling
+            by_status = {f"status_{outcome}": float(count) for outcome, count in result.outcomes.items()}
+            return result.summary() | by_status, await sampling
 
         summary, samples = asyncio.run(run())
     times, sizes = np.array(samples[len(samples) // 10 :]).T  # the first tenth fills caches and heaps
