@@ -1,11 +1,13 @@
-"""Measures what docs/capacity.md plans with: `python benchmarks/capacity.py BASE_PATH [--json FILE]`.
+"""Measures what docs/capacity.md plans with: `python benchmarks/capacity.py BASE_PATH [--tune] [--json FILE]`.
 
 One `tandem serve` on a core of its own, one thread in TensorFlow, `tandem load` on another core: the knee of each way
-to ask, the processor time that the server takes for a request, and the memory before, during and after swaps.
+to ask, the processor time that the server takes for a request, and the memory before, during and after swaps. With
+`--tune`, the batching parameters instead: each pair with 1, 8 and 32 requests under way.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -32,12 +34,12 @@ from serving.load_generator import Target, measure, run_at_concurrency, run_at_r
 from serving.load_requests import Recorded, generate_requests, missing_features, popular_items  # noqa: E402
 
 with lean_tensorflow():
-    from serving.server.inference import run_signature
     from serving.server.saved_model import LoadedModel, SessionThreads
 
 _CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 _ONE_THREAD = ["--tensorflow_intra_op_parallelism=1", "--tensorflow_inter_op_parallelism=1"]
 _NAME = "model"
+_SIZES, _TIMEOUTS_MICROS = (8, 32, 128), (0, 500, 1000, 2000, 5000)
 _MIB = 2**20
 _BATCHING = (_HERE.parent / "serving" / "deploy" / "config" / "batching.config").read_text().replace("${cpus}", "1")
 _WAYS: dict[str, tuple[ProtocolName, bool]] = {
@@ -69,16 +71,20 @@ def graph_alone(base: Path, seconds: float) -> dict[str, float]:
     with ServerProcess(base, _NAME) as server:
         requests = requests_for(server.grpc_address, "grpc")
     model = LoadedModel(base / "1", threads=SessionThreads(intra_op=1))
+    signature = model.signatures["recommend"]
+    fetches = [output.name for output in signature.outputs.values()]
     figures = {}
     with pinned((max(os.sched_getaffinity(0)),)):
         for rows in (1, 32):
-            inputs = {
-                name: np.concatenate([request.inputs[name] for request in requests[:rows]]) if array.ndim else array
+            feeds = {
+                signature.inputs[name].name: np.concatenate([request.inputs[name] for request in requests[:rows]])
+                if array.ndim
+                else array
                 for name, array in requests[0].inputs.items()
             }
             runs, started = 0, time.process_time()
             while (spent := time.process_time() - started) < seconds / 2:
-                run_signature(model, model.signatures["recommend"], inputs)
+                model.run(feeds, fetches)
                 runs += 1
             figures[f"batch_of_{rows}_cpu_ms"] = spent * 1000 / runs / rows
     model.close()
@@ -122,6 +128,29 @@ def sweep(base: Path, protocol: ProtocolName, flags: list[str], seconds: float) 
     }
 
 
+def tune(base: Path, parameters: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Batch sizes and timeouts: what they cost a lone request, what they give many."""
+    figures: dict[str, dict[str, float]] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    for size, micros in itertools.product(_SIZES, _TIMEOUTS_MICROS):
+        text = _BATCHING.replace("max_batch_size { value: 32 }", f"max_batch_size {{ value: {size} }}")
+        text = text.replace("batch_timeout_micros { value: 2000 }", f"batch_timeout_micros {{ value: {micros} }}")
+        parameters.write_text(text)
+        flags = [*_ONE_THREAD, "--enable_batching", f"--batching_parameters_file={parameters}"]
+        with contextlib.ExitStack() as stack:
+            with pinned((cores[0],)):
+                server = stack.enter_context(ServerProcess(base, _NAME, flags=flags))
+            stack.enter_context(pinned((cores[-1],)))
+            target, requests = Target("grpc", server.grpc_address, _NAME), requests_for(server.grpc_address, "grpc")
+            row: dict[str, float] = {}
+            for concurrency in (1, 8, 32):
+                measure(run_at_concurrency(target, requests, concurrency, seconds / 4))
+                result = measure(run_at_concurrency(target, requests, concurrency, seconds))
+                row |= {f"{concurrency}_per_second": result.throughput, f"{concurrency}_p99_ms": result.percentile(99)}
+        figures[f"{size} rows, {micros} us"] = row
+    return figures
+
+
 def memory_of_swaps(base: Path, swaps: int) -> dict[str, float]:
     """Resident MiB of a server with one version, at most while another loads beside it, and after some swaps."""
     with ServerProcess(base, _NAME, flags=_ONE_THREAD) as server, Client(server.grpc_address, _NAME) as client:
@@ -154,6 +183,18 @@ def memory_of_swaps(base: Path, swaps: int) -> dict[str, float]:
     return figures
 
 
+def capacity(base: Path, parameters: Path, seconds: float, swaps: int) -> dict[str, dict[str, float]]:
+    """Everything but the tuning."""
+    figures = {"graph alone": graph_alone(base, seconds)}
+    for way, (protocol, is_batching) in _WAYS.items():
+        sys.stdout.write(f"{way}\n")
+        flags = ["--enable_batching", f"--batching_parameters_file={parameters}"] if is_batching else []
+        figures[way] = sweep(base, protocol, flags, seconds)
+    if swaps:
+        figures["memory"] = memory_of_swaps(base, swaps)
+    return figures
+
+
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -161,23 +202,20 @@ def main() -> int:
         "base_path", type=Path, help="folder of version folders, such as runs/quickstart/serving/quickstart"
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load")
-    parser.add_argument("--swaps", type=int, default=5)
+    parser.add_argument("--swaps", type=int, default=5, help="versions pushed while memory is watched; 0 for none")
+    parser.add_argument("--tune", action="store_true", help="try batching parameters instead")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         newest = max((path for path in arguments.base_path.iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
         base = Path(folder) / _NAME
         shutil.copytree(newest, base / "1")
         parameters = Path(folder) / "batching.config"
         parameters.write_text(_BATCHING)
-        figures["graph alone"] = graph_alone(base, arguments.seconds)
-        for way, (protocol, is_batching) in _WAYS.items():
-            sys.stdout.write(f"{way}\n")
-            flags = ["--enable_batching", f"--batching_parameters_file={parameters}"] if is_batching else []
-            figures[way] = sweep(base, protocol, flags, arguments.seconds)
-        if arguments.swaps:
-            figures["memory"] = memory_of_swaps(base, arguments.swaps)
+        if arguments.tune:
+            figures = tune(base, parameters, arguments.seconds)
+        else:
+            figures = capacity(base, parameters, arguments.seconds, arguments.swaps)
     for name, values in figures.items():
         sys.stdout.write(f"{name}: " + "  ".join(f"{key} {value:.2f}" for key, value in values.items()) + "\n")
     if arguments.json:
