@@ -171,15 +171,14 @@ SEARCHERS: dict[str, Callable[[Path, int], Variants]] = {
 
 def build(engine: str, data_file: Path, folder: Path) -> dict[str, Any]:
     """Builds an index in `folder`, unless it is there."""
-    if not folder.exists():
+    done = folder / "build.json"  # written last; ScaNN's files name the folder they were written to
+    if not done.exists():
         items = np.load(data_file)["items"]
-        partial = folder.with_suffix(".partial")
-        partial.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         start = time.process_time()
-        BUILDERS[engine](items, partial)
-        (partial / "build.json").write_text(json.dumps({"build_cpu_seconds": time.process_time() - start}))
-        partial.rename(folder)
-    found: dict[str, Any] = json.loads((folder / "build.json").read_text())
+        BUILDERS[engine](items, folder)
+        done.write_text(json.dumps({"build_cpu_seconds": time.process_time() - start}))
+    found: dict[str, Any] = json.loads(done.read_text())
     return found
 
 
