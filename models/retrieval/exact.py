@@ -66,13 +66,13 @@ class ExactTopK(tf.Module):
 
     def __call__(self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
-        scores = self.table.scores(query) + self.bias.read_value()
-        scores = _mask_rows(scores, excluded_rows)
+        # Masked before the bias is added: TensorFlow would fuse the sum into the product, which is slower at batch 1.
+        scores = _mask_rows(self.table.scores(query), excluded_rows) + self.bias.read_value()
         if self.block == 1:
             values, rows = tf.math.top_k(scores, k)
         else:
             values, rows = _two_pass_top_k(scores, k, self.block)
-        return values, tf.where(tf.math.is_inf(values), 0, rows)
+        return values, rows * tf.cast(tf.math.is_finite(values), tf.int32)
 
 
 def checked_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -119,22 +119,21 @@ def checked_k(k: tf.Tensor, num_live: int) -> tf.Tensor:
 
 def _mask_rows(scores: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """`scores` `(B, N)` with -inf at `rows` `(B, E)`; column 0 is -inf anyway, so padding is free."""
-    num_columns = tf.shape(scores)[1]
-    offsets = tf.range(tf.shape(scores)[0])[:, tf.newaxis] * num_columns
+    num_columns = scores.shape[1]
+    offsets = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * num_columns
     positions = tf.reshape(rows + offsets, [-1, 1])
-    updates = tf.fill([tf.shape(positions)[0]], tf.constant(-np.inf, tf.float32))
-    flat = tf.tensor_scatter_nd_update(tf.reshape(scores, [-1]), positions, updates)
-    return tf.reshape(flat, tf.shape(scores))
+    updates = tf.fill([tf.size(positions)], tf.constant(-np.inf, tf.float32))
+    return tf.reshape(tf.tensor_scatter_nd_update(tf.reshape(scores, [-1]), positions, updates), [-1, num_columns])
 
 
 def _two_pass_top_k(scores: tf.Tensor, k: tf.Tensor, block: int) -> tuple[tf.Tensor, tf.Tensor]:
     """`top_k` of `scores` `(B, N)`, N a multiple of `block`; ties by ascending column."""
-    batch, num_blocks = tf.shape(scores)[0], scores.shape[1] // block
-    blocks = tf.reshape(scores, [batch, num_blocks, block])
+    num_blocks = scores.shape[1] // block
+    blocks = tf.reshape(scores, [-1, num_blocks, block])
     chosen_blocks = tf.minimum(k, num_blocks)
     _, chosen = tf.math.top_k(tf.reduce_max(blocks, axis=2), chosen_blocks, sorted=False)
     chosen = tf.sort(chosen, axis=1)
-    candidates = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [batch, chosen_blocks * block])
+    candidates = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [-1, chosen_blocks * block])
     values, positions = tf.math.top_k(candidates, k)
     block_of = tf.gather(chosen, positions // block, batch_dims=1)
     return values, block_of * block + positions % block
