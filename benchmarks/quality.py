@@ -32,6 +32,9 @@ SHOWN = ("ndcg@10", "hr@10", "recall@100", "mrr", "coverage@10")
 GAPS = {"same second": (0, 0), "up to a minute": (1, 60), "up to a day": (61, DAY), "over a day": (DAY + 1, None)}
 # EASE's ridge and item-kNN's neighbours and shrinkage, each chosen on the validation part of the split.
 BASELINE_SETTINGS = {"movielens_1m_time": (800.0, 200, 20.0), "online_retail": (400.0, 100, 0.0)}
+GENRES = '{name="genres", kind="multi_valued", tower="candidate"}'
+TITLE = '{name="title_words", column="title", kind="text", tower="candidate", vocabulary_size=4000}'
+YEAR = '{name="year", kind="numeric", tower="candidate"}'
 ABLATIONS: dict[str, dict[str, list[str]]] = {
     "losses": {
         "full softmax (preset)": [],
@@ -47,6 +50,12 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "gru": ["model.history_encoder=gru", "model.num_layers=1"],
         "mean": ["model.history_encoder=mean"],
         "wide": ["model.history_encoder=wide"],
+    },
+    "features": {
+        "ids (preset)": [],
+        "ids, genres": [f"features=[{GENRES}]"],
+        "ids, genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]"],
+        "genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]", "model.use_item_ids=false"],
     },
     "start": {"co-occurrence (preset)": [], "random": ["training.item_initialization=random"]},
 }
