@@ -76,6 +76,8 @@ class ModelConfig(Record):
         num_layers: Blocks of the encoder.
         num_heads: Attention heads; must divide `embedding_dim`.
         feed_forward_multiplier: Hidden units of a block's feed-forward part ÷ `embedding_dim`.
+        positions: `learned` adds a vector per place to the items of `transformer` and `hstu`; `rotary` turns the
+            queries and keys of the transformer, so that attention sees distances alone.
         max_history_length: Newest items the encoder reads, in training and serving.
         dropout: Of the encoder.
         id_dropout: Share of items whose id embedding is hidden per training step, so that content
@@ -90,6 +92,7 @@ class ModelConfig(Record):
     num_layers: int = Field(2, ge=1, le=16)
     num_heads: int = Field(2, ge=1, le=16)
     feed_forward_multiplier: int = Field(4, ge=1, le=8)
+    positions: Literal["learned", "rotary"] = "learned"
     max_history_length: int = Field(200, ge=1, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
     id_dropout: float = Field(0.0, ge=0, lt=1)
@@ -103,6 +106,21 @@ class ModelConfig(Record):
             raise ValueError(
                 f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}; choose a divisor"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rotary_needs_pairs(self) -> ModelConfig:
+        if self.positions == "rotary":
+            if self.history_encoder != "transformer":
+                raise ValueError(
+                    f'positions = "rotary" turns the transformer\'s queries and keys; history_encoder = '
+                    f'"{self.history_encoder}" has none: leave `positions` out'
+                )
+            if self.embedding_dim // self.num_heads % 2:
+                raise ValueError(
+                    f"rotary positions turn pairs of features, but a head has {self.embedding_dim // self.num_heads}; "
+                    "choose embedding_dim / num_heads even"
+                )
         return self
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.history_encoders import CausalAttention, join_heads, split_heads
+from models.history_encoders import CausalAttention, join_heads, rotate, split_heads
 from models.keras import keras, tf
 
 
@@ -27,7 +27,10 @@ class NewestAttention(CausalAttention):
         dim = queries.shape[-1]
         scale = (dim // self.num_heads) ** -0.5
         query_heads = split_heads(queries * tf.cast(scale, queries.dtype), self.num_heads)
-        scores = tf.matmul(query_heads, split_heads(keys, self.num_heads), transpose_b=True)
+        key_heads = split_heads(keys, self.num_heads)
+        if self.rotary:
+            query_heads, key_heads = rotate(query_heads, tf.shape(rows)[1] - 1), rotate(key_heads)
+        scores = tf.matmul(query_heads, key_heads, transpose_b=True)
         known = tf.not_equal(rows, 0)[:, tf.newaxis, tf.newaxis]
         scores = tf.where(known, scores, scores.dtype.min)
         return join_heads(tf.matmul(tf.nn.softmax(scores), split_heads(values, self.num_heads)), dim)

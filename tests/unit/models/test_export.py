@@ -307,7 +307,9 @@ def test_a_partitioned_index_is_exported_with_stock_operations(model, tmp_path):
     np.testing.assert_allclose(answer["scores"].numpy()[0], scores, atol=0.05)
 
 
-def test_the_served_encoder_computes_the_last_block_for_one_position(model):
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_the_served_encoder_computes_the_last_block_for_one_position(positions):
+    model = small_model(positions=positions)
     served = serving_encoder(model.history_encoder)
     rows = np.array([[0, 3, 9, 12], [1, 2, 3, 4], [0, 0, 0, 5]], np.int32)
     inputs = {"vectors": tf.gather(model.candidate_vectors(), rows), "rows": tf.constant(rows)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.config import FeatureSpec, LossConfig, ModelConfig, TwoTowerConfig
-from models.history_encoders import ENCODERS
+from models.history_encoders import ENCODERS, rotate
 from models.keras import keras, tf
 from models.training_data import ItemFeatures
 from models.two_tower import TwoTowerModel, load
@@ -70,6 +70,28 @@ def test_save_and_load_give_equal_vectors(encoder: str, tmp_path) -> None:
     np.testing.assert_array_equal(again.candidate_vectors(), model.candidate_vectors())
     np.testing.assert_array_equal(again.item_bias(), model.item_bias())
     assert again.config == model.config
+
+
+def test_rotary_attention_sees_distances_alone() -> None:
+    early, late = np.array([[0, 1, 2, 3]], dtype=np.int32), np.array([[0, 0, 1, 2]], dtype=np.int32)
+    differences = {}
+    for positions in ("rotary", "learned"):
+        model = build(positions=positions, features=())
+        table = model.candidate_vectors()
+        after_two = [model.encode(tf.gather(table, rows), rows, {}).numpy()[0] for rows in (early, late)]
+        differences[positions] = np.abs(after_two[0][2] - after_two[1][3]).max()
+        swapped = np.array([[0, 0, 2, 1]], dtype=np.int32)
+        assert np.abs(model.query_vectors(swapped) - after_two[1][3]).max() > 1e-4
+    assert differences["rotary"] < 1e-5
+    assert differences["learned"] > 1e-4
+
+
+def test_rotation_by_hand() -> None:
+    # Two pairs of features: frequencies 1 and 1 / 100. Place 1 turns the first pair by 1 rad, the second by 0.01.
+    heads = np.array([[[[0, 0, 0, 0], [1.0, 0, 0, 2.0]]]], dtype=np.float32)
+    turned = rotate(tf.constant(heads)).numpy()[0, 0, 1]
+    np.testing.assert_allclose(turned, [np.cos(1), -2 * np.sin(0.01), np.sin(1), 2 * np.cos(0.01)], rtol=1e-5)
+    np.testing.assert_allclose(rotate(tf.constant(heads), 4)[0, 0, 1, 0], np.cos(5), rtol=1e-5)
 
 
 def test_only_the_newest_items_are_read() -> None:

@@ -34,6 +34,8 @@ def test_override_sets_a_nested_value_with_its_type() -> None:
         ("training.epochs=0", r"training\.epochs = 0: Input should be greater than or equal to 1"),
         ("training.epochs=many", r'training\.epochs = "many": Input should be a valid integer'),
         ("model.num_heads=3", r"num_heads = 3 does not divide embedding_dim = 64"),
+        ('model={history_encoder="gru",positions="rotary"}', r'history_encoder = "gru" has none'),
+        ('model={positions="rotary",embedding_dim=6,num_heads=2}', r"a head has 3; choose"),
         ("training.epochs", r"expected key=value"),
         ("data.window=90", r'data\.window = "?90"?'),
     ],
