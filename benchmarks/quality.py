@@ -35,6 +35,7 @@ BASELINE_SETTINGS = {"movielens_1m_time": (800.0, 200, 20.0), "online_retail": (
 GENRES = '{name="genres", kind="multi_valued", tower="candidate"}'
 TITLE = '{name="title_words", column="title", kind="text", tower="candidate", vocabulary_size=4000}'
 YEAR = '{name="year", kind="numeric", tower="candidate"}'
+LEARNED = "model.positions=learned"
 ABLATIONS: dict[str, dict[str, list[str]]] = {
     "losses": {
         "full softmax (preset)": [],
@@ -45,11 +46,12 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "in-batch, not corrected": ["loss.kind=in_batch", "loss.logq_correction=false"],
     },
     "encoders": {
-        "transformer (preset)": [],
-        "hstu": ["model.history_encoder=hstu"],
-        "gru": ["model.history_encoder=gru", "model.num_layers=1"],
-        "mean": ["model.history_encoder=mean"],
-        "wide": ["model.history_encoder=wide"],
+        "transformer, rotary positions (preset)": [],
+        "transformer, learned positions": ["model.positions=learned"],
+        "hstu": [LEARNED, "model.history_encoder=hstu"],
+        "gru": [LEARNED, "model.history_encoder=gru", "model.num_layers=1"],
+        "mean": [LEARNED, "model.history_encoder=mean"],
+        "wide": [LEARNED, "model.history_encoder=wide"],
     },
     "features": {
         "ids (preset)": [],
