@@ -78,6 +78,8 @@ class ModelConfig(Record):
         feed_forward_multiplier: Hidden units of a block's feed-forward part ÷ `embedding_dim`.
         positions: `learned` adds a vector per place to the items of `transformer` and `hstu`; `rotary` turns the
             queries and keys of the transformer, so that attention sees distances alone.
+        feed_forward_units: The hidden units themselves; 0 = by the multiplier.
+        attention_width: Width of a block's queries, keys and values together; 0 = `embedding_dim`.
         max_history_length: Newest items the encoder reads, in training and serving.
         dropout: Of the encoder.
         id_dropout: Share of items whose id embedding is hidden per training step, so that content
@@ -93,6 +95,8 @@ class ModelConfig(Record):
     num_heads: int = Field(2, ge=1, le=16)
     feed_forward_multiplier: int = Field(4, ge=1, le=8)
     positions: Literal["learned", "rotary"] = "learned"
+    feed_forward_units: int = Field(0, ge=0, le=16_384)
+    attention_width: int = Field(0, ge=0, le=4096)
     max_history_length: int = Field(200, ge=1, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
     id_dropout: float = Field(0.0, ge=0, lt=1)
@@ -102,9 +106,10 @@ class ModelConfig(Record):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.embedding_dim % self.num_heads:
+        if self.attention_dim % self.num_heads:
+            name = "attention_width" if self.attention_width else "embedding_dim"
             raise ValueError(
-                f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}; choose a divisor"
+                f"num_heads = {self.num_heads} does not divide {name} = {self.attention_dim}; choose a divisor"
             )
         return self
 
@@ -116,12 +121,22 @@ class ModelConfig(Record):
                     f'positions = "rotary" turns the transformer\'s queries and keys; history_encoder = '
                     f'"{self.history_encoder}" has none: leave `positions` out'
                 )
-            if self.embedding_dim // self.num_heads % 2:
+            if self.attention_dim // self.num_heads % 2:
                 raise ValueError(
-                    f"rotary positions turn pairs of features, but a head has {self.embedding_dim // self.num_heads}; "
+                    f"rotary positions turn pairs of features, but a head has {self.attention_dim // self.num_heads}; "
                     "choose embedding_dim / num_heads even"
                 )
         return self
+
+    @property
+    def attention_dim(self) -> int:
+        """Width of a block's queries."""
+        return self.attention_width or self.embedding_dim
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """Hidden units of a block's feed-forward part."""
+        return self.feed_forward_units or self.embedding_dim * self.feed_forward_multiplier
 
 
 class LossConfig(Record):
@@ -216,8 +231,10 @@ class CompressionConfig(Record):
             techniques: `prune50+int8`.
         max_loss: Relative loss of ndcg@10 allowed against `float32`.
         max_slice_loss: The same for the worst slice.
-        fine_tune_epochs: Epochs after pruning or of quantisation-aware training.
+        combine: After the listed variants, try what the good ones make together.
+        fine_tune_epochs: Epochs after removal, pruning or of quantisation-aware training.
         max_seconds: Wall-clock budget of the search; variants not reached are reported as such.
+        max_training_share: The same as a multiple of the training time, where that is known; the smaller one holds.
         quality_users: Users sampled for the quality measurement; 0 = all.
         latency_requests: Requests timed for each variant.
         num_threads: Threads of the measuring server process.
@@ -226,8 +243,10 @@ class CompressionConfig(Record):
     variants: tuple[str, ...] = ("int8", "prune50+int8", "qat+int8")
     max_loss: float = Field(0.01, ge=0, le=1)
     max_slice_loss: float = Field(0.03, ge=0, le=1)
+    combine: bool = True
     fine_tune_epochs: int = Field(1, ge=1, le=100)
     max_seconds: float = Field(600, gt=0)
+    max_training_share: float = Field(1.0, gt=0)
     quality_users: int = Field(2000, ge=0)
     latency_requests: int = Field(200, ge=10)
     num_threads: int = Field(1, ge=1)

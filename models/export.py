@@ -20,7 +20,6 @@ answer is the most popular items of the train split.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +32,13 @@ from models.input_pipeline import gather_padded
 from models.keras import keras, tf
 from models.retrieval.build import build_retriever
 from models.retrieval.exact import checked_live
-from models.serving_graph.encoder import serving_encoder
+from models.serving_graph.encoder import call_with_weights, serving_encoder
+from models.serving_graph.encoder_weights import EncoderWeights
 from models.serving_graph.errors import ExportError
 from models.serving_graph.fallback import PopularityFallback
 from models.serving_graph.histories import newest_known
 from models.serving_graph.items import ItemTable
+from models.serving_graph.lean_graph import strip_saved_model
 from models.serving_graph.query_features import QueryFeatures
 from models.serving_graph.users import UserHistories, UserTable
 
@@ -106,8 +107,8 @@ class ServedModel(tf.Module):
         catalogue: State of the items.
         users: Histories behind `recommend_user`.
         transform_graph_dir: Output of Transform.
-        storage: Of the item vectors: `float32`, `bfloat16`, `int8`, `int4`.
-        folder: Scratch folder for asset files; must exist until the model is saved.
+        storage: Codec of the item vectors.
+        encoder_storage: Of the encoder's matrices: `float32`, `bfloat16` or `int8`.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ServedModel(tf.Module):
         *,
         transform_graph_dir: str,
         storage: str,
-        folder: str,
+        encoder_storage: str,
     ) -> None:
         super().__init__()
         config = towers.config
@@ -126,7 +127,7 @@ class ServedModel(tf.Module):
         _check_rows(self.items.num_rows, towers, catalogue)
         live = checked_live(towers.vectors, catalogue.live)
         self.query_features = QueryFeatures(config.tower_features("query"), transform_graph_dir)
-        self.users = UserTable(users, folder)
+        self.users = UserTable(users, config.model.max_history_length)
         self.retriever = build_retriever(
             towers.vectors,
             live,
@@ -136,10 +137,9 @@ class ServedModel(tf.Module):
             queries=lambda: _stored_queries(towers, users),
         )
         self.fallback = PopularityFallback(catalogue.train_events, live)
-        # Plain weights outside any tf.distribute scope; the Keras objects themselves are not tracked, so
-        # the SavedModel holds no Keras metadata and loads without Keras.
+        # The Keras objects are not tracked: the SavedModel holds no Keras metadata and loads without Keras.
         encoder = serving_encoder(towers.history_encoder)
-        self.encoder_weights = list(encoder.weights)
+        self.encoder_weights = EncoderWeights(encoder, encoder_storage)
         self._max_length = config.model.max_history_length
         self._default_k = config.retrieval.default_k
         self._dim = towers.vectors.shape[1]
@@ -155,7 +155,8 @@ class ServedModel(tf.Module):
         """Answers from stored histories."""
         index = self.users.index(user_id)
         rows = self.users.histories(index)
-        return self._shared.answer(rows[:, -self._max_length :], rows, k, self.users.features(index))
+        seen = tf.concat([rows, self.users.older(index)], axis=1)
+        return self._shared.answer(rows, seen, k, self.users.features(index))
 
     def recommend_examples(self, examples: tf.Tensor) -> Answer:
         """Answers serialized raw tf.Examples with the preset's default k."""
@@ -232,7 +233,8 @@ def _shared_functions(model: ServedModel, encoder: keras.Model) -> SharedFunctio
 
     def encode(rows: tf.Tensor, query_features: dict[str, tf.Tensor]) -> tf.Tensor:
         vectors = model.retriever.vectors(rows)
-        return encoder({"vectors": vectors, "rows": rows, **query_features}, training=False)[:, -1]
+        inputs = {"vectors": vectors, "rows": rows, **query_features}
+        return call_with_weights(encoder, model.encoder_weights.read(), inputs)[:, -1]
 
     return SharedFunctions(
         encode=tf.function(encode, input_signature=[_ROWS, features], autograph=False),
@@ -273,6 +275,7 @@ def export_saved_model(
     *,
     transform_graph_dir: str,
     storage: str = "float32",
+    encoder_storage: str | None = None,
 ) -> None:
     """Writes the served model to the folder `path`.
 
@@ -282,16 +285,24 @@ def export_saved_model(
         catalogue: State of the items.
         users: Histories behind `recommend_user`.
         transform_graph_dir: Output of Transform, with the item vocabulary.
-        storage: Of the item vectors: `float32`, `bfloat16`, `int8`, `int4`.
+        storage: Codec of the item vectors (`models.compression.codecs`).
+        encoder_storage: Of the encoder's matrices; None = that of the item vectors, int8 where it has none such.
 
     Raises:
         ExportError, CompressionError, RetrievalError: For pieces that do not fit or cannot be served.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model = ServedModel(
-            towers, catalogue, users, transform_graph_dir=transform_graph_dir, storage=storage, folder=folder
-        )
-        tf.saved_model.save(model, path, signatures=serving_signatures(model))
+    model = ServedModel(
+        towers,
+        catalogue,
+        users,
+        transform_graph_dir=transform_graph_dir,
+        storage=storage,
+        encoder_storage=encoder_storage or (storage if storage in ("float32", "bfloat16") else "int8"),
+    )
+    # A served model is never differentiated: gradients of custom operations stay out of the file.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(model, path, signatures=serving_signatures(model), options=options)
+    strip_saved_model(path)
 
 
 def item_vocabulary_file(transform_graph_dir: str) -> str:

@@ -255,7 +255,9 @@ def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any)
     for layer in range(config.num_layers):
         normed = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name=f"attention_norm_{layer}")(hidden)
         query, key, value = (
-            keras.layers.Dense(dim, use_bias=False, dtype=policy, name=f"attention_{part}_{layer}")(normed)
+            keras.layers.Dense(config.attention_dim, use_bias=False, dtype=policy, name=f"attention_{part}_{layer}")(
+                normed
+            )
             for part in ("query", "key", "value")
         )
         mixed = CausalAttention(
@@ -266,7 +268,7 @@ def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any)
         hidden = keras.layers.Add(dtype=policy, name=f"attention_residual_{layer}")([hidden, mixed])
         normed = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name=f"feed_forward_norm_{layer}")(hidden)
         wide = keras.layers.Dense(
-            dim * config.feed_forward_multiplier, activation="relu", dtype=policy, name=f"feed_forward_in_{layer}"
+            config.feed_forward_dim, activation="relu", dtype=policy, name=f"feed_forward_in_{layer}"
         )(normed)
         narrow = keras.layers.Dense(dim, dtype=policy, name=f"feed_forward_out_{layer}")(wide)
         narrow = keras.layers.Dropout(config.dropout, dtype=policy, name=f"feed_forward_dropout_{layer}")(narrow)

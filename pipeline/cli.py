@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_batch(commands)
     commands.add_parser("load", help="replay requests against a server and measure latency", add_help=False)
     commands.add_parser("deploy", help="write files for TensorFlow Serving, sized by the run", add_help=False)
+    _add_compress(commands)
     _add_schema(commands)
     _add_report(commands)
     _add_dag(commands)
@@ -113,6 +114,19 @@ def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     batch.add_argument("--output", type=Path, required=True, help="Parquet to write: user_id, item_id, rank, score")
     batch.add_argument("-k", type=int, default=100, help="results per request (default: 100)")
     batch.set_defaults(call=_batch)
+
+
+def _add_compress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compress = commands.add_parser("compress", help="search the cheapest form of a trained model, as a run does")
+    compress.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="run folder, or the folder that its Trainer wrote"
+    )
+    compress.add_argument("--data", type=Path, metavar="DIR", help="run folder that prepared the data (default: model)")
+    compress.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: compressed in --data)")
+    compress.add_argument("--variants", default="", metavar="A,B", help="techniques joined by +: int8,prune50+int8")
+    compress.add_argument("--set", action="append", default=[], dest="overrides", metavar="compression.KEY=VALUE")
+    compress.add_argument("--tflite", action="store_true", help="also write the query tower for devices, in int8")
+    compress.set_defaults(call=_compress)
 
 
 def _add_schema(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -215,6 +229,23 @@ def _batch(options: argparse.Namespace) -> int:
 
     count = answer_requests(options.model, options.requests, options.output, options.k)
     print(f"answered {count} requests: {options.output}")
+    return 0
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from pipeline.commands.compress import compress_model
+
+    variants = [name for name in options.variants.split(",") if name]
+    document, folder = compress_model(
+        options.model,
+        options.data,
+        options.output,
+        variants=variants,
+        overrides=options.overrides,
+        tflite=options.tflite,
+    )
+    chosen = next(row for row in document["variants"] if row["chosen"])
+    print(f"wrote {folder}: {chosen['name']}, {chosen['saved_model_bytes'] / 1e6:.2f} MB")
     return 0
 
 

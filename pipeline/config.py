@@ -136,7 +136,7 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     document.setdefault("name", path.stem)
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     return _with_absolute_schema(parse_config(document, str(path)), path.resolve().parent)
 
 
@@ -173,7 +173,12 @@ def _locate(preset: str) -> Path:
     return path
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Sets one `key=value` in a document.
+
+    Raises:
+        ConfigError: For anything but a dotted key and a value.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set training.epochs=3")

@@ -1,16 +1,18 @@
-"""Builds variants of a trained model: fine-tunes where the name asks for it, then exports."""
+"""Builds variants of a trained model: removes and fine-tunes where the name asks for it, then exports."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.compressor.measure import VERSION
+from models.compression.calibration import calibrated_copy
 from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune
-from models.compression.quantization import quantize_encoder, train_quantized
+from models.compression.quantization import train_quantized
+from models.compression.shrinking import Removal, share_rare_rows, shrink
 from models.compression.variants import Variant
 from models.config import TwoTowerConfig
 from models.export import Catalogue, ServedTowers, export_saved_model
@@ -26,7 +28,7 @@ class VariantBuilder:
     Attributes:
         model: As trained.
         config: Of the run; its `compression` bounds the fine-tuning.
-        sequences: Histories to fine-tune on.
+        sequences: Histories to fine-tune and calibrate on.
         users: Histories behind `recommend_user`.
         transform_graph_dir: Output of Transform.
         folder: Where SavedModels are written, as `<name>/1`.
@@ -50,39 +52,47 @@ class VariantBuilder:
             compression.max_seconds / 2,
             self.report,
         )
-        self._tuned: dict[tuple[float, bool], TwoTowerModel] = {(0.0, False): self.model}
+        self._tuned: dict[tuple[Removal, float, bool], TwoTowerModel] = {(Removal(), 0.0, False): self.model}
 
     def export(self, variant: Variant) -> str:
         """Writes a variant's SavedModel and returns the folder that holds it as version 1."""
         model = self.tuned(variant)
-        towers = ServedTowers.of(model)
-        if variant.int8_encoder:
-            encoder = quantize_encoder(towers.history_encoder)
-            towers = ServedTowers(towers.config, encoder, towers.vectors, towers.bias)
+        if variant.calibrated:
+            model = calibrated_copy(model, self.sequences)
+        towers, items = ServedTowers.of(model), model.item_features
+        if variant.shared_rows:
+            towers = replace(towers, vectors=share_rare_rows(towers.vectors, items.train_events, variant.shared_rows))
         base = self.folder / variant.name
         export_saved_model(
             str(base / VERSION),
             towers,
-            Catalogue(model.item_features.live, model.item_features.train_events),
+            Catalogue(items.live, items.train_events),
             self.users,
             transform_graph_dir=self.transform_graph_dir,
             storage=variant.storage,
+            encoder_storage=variant.encoder_storage,
         )
         return str(base)
 
     def tuned(self, variant: Variant) -> TwoTowerModel:
-        """The model with the variant's weights, before export; fine-tuned once for all that share them."""
+        """The model with the variant's weights, before export; fine-tuned once for all that share them.
+
+        Removal comes first, then pruning, then quantisation-aware training; each step starts from the one before.
+        """
         if variant.training not in self._tuned:
             begin = time.monotonic()
-            model = self.model
-            if variant.sparsity:
-                pruned_only = Variant(variant.name, sparsity=variant.sparsity)
-                if variant.quantization_aware:
-                    model = self.tuned(pruned_only)
-                else:
-                    model = prune(model, variant.sparsity, self._fine_tune.num_steps(model), self._fine_tune)
-            if variant.quantization_aware:
-                model = train_quantized(model, self._fine_tune, keep_zeros=variant.sparsity > 0)
-            self._tuned[variant.training] = model
+            self._tuned[variant.training] = self._last_step(variant)
             self.report(f"{variant.name}: fine-tuned in {time.monotonic() - begin:.1f} s")
         return self._tuned[variant.training]
+
+    def _last_step(self, variant: Variant) -> TwoTowerModel:
+        if variant.quantization_aware:
+            model = self.tuned(replace(variant, quantization_aware=False))
+            return train_quantized(model, self._fine_tune, keep_zeros=variant.sparsity > 0)
+        if variant.sparsity:
+            model = self.tuned(replace(variant, sparsity=0.0))
+            return prune(model, variant.sparsity, self._fine_tune.num_steps(model), self._fine_tune)
+        model = shrink(self.model, variant.removal)
+        if model.config.loss.kind != "least_squares":  # solved in closed form: nothing to fine-tune
+            self._fine_tune(model, ())
+        return model

@@ -12,7 +12,7 @@ from tfx.types import Artifact, artifact_utils
 from tfx.utils import path_utils
 
 from components.artifacts import REFITTED_FOLDER, TRAINING_FOLDER, VARIANTS_FILE
-from components.compressor.compression import compress
+from components.compressor.compression import CompressionInputs, compress, variants_document
 from components.compressor.refitted import replace_by_refitted
 from models.config import TwoTowerConfig
 
@@ -35,13 +35,19 @@ class Executor(base_executor.BaseExecutor):
         chosen = artifact_utils.get_single_uri(output_dict["model"])
         report = artifact_utils.get_single_uri(output_dict["report"])
         config = TwoTowerConfig.model_validate_json(exec_properties["two_tower"])
-        rows = compress(
-            config,
+        inputs = CompressionInputs(
             serving_dir=path_utils.serving_model_dir(trained),
             training_dir=os.path.join(trained, TRAINING_FOLDER),
             transformed_uri=artifact_utils.get_single_uri(input_dict["transformed_examples"]),
             transform_graph_dir=artifact_utils.get_single_uri(input_dict["transform_graph"]),
             sequences_uri=artifact_utils.get_single_uri(input_dict["sequences"]),
+            # TFX gives every execution new folders; rows outlive the executions beside them.
+            cache_dir=os.path.join(os.path.dirname(os.path.dirname(report)), "rows"),
+            code_version=exec_properties["code_version"],
+        )
+        rows = compress(
+            config,
+            inputs,
             output_serving_dir=path_utils.serving_model_dir(chosen),
             output_training_dir=os.path.join(chosen, TRAINING_FOLDER),
         )
@@ -51,16 +57,12 @@ class Executor(base_executor.BaseExecutor):
                 config,
                 next(row.name for row in rows if row.chosen),
                 refitted_dir=refitted,
-                transformed_uri=artifact_utils.get_single_uri(input_dict["transformed_examples"]),
-                transform_graph_dir=artifact_utils.get_single_uri(input_dict["transform_graph"]),
+                transformed_uri=inputs.transformed_uri,
+                transform_graph_dir=inputs.transform_graph_dir,
                 serving_dir=path_utils.serving_model_dir(chosen),
                 judged_dir=path_utils.eval_model_dir(chosen),
                 training_dir=os.path.join(chosen, TRAINING_FOLDER),
             )
-        document = {
-            "split": "validation",
-            "code_version": exec_properties["code_version"],
-            "variants": [row.to_json() for row in rows],
-        }
+        document = variants_document(config.compression, rows, exec_properties["code_version"])
         with fileio.open(os.path.join(report, VARIANTS_FILE), "w") as file:
             file.write(json.dumps(document, indent=2) + "\n")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ K = 100
 QUALITY_BATCH = 64
 THROUGHPUT_BATCH = 32
 WARM_UP_REQUESTS = 20
+QualityTest = Callable[[Mapping[str, float], Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class ServedVariant:
 
 
 def measure(
-    base_path: str, workload: Workload, reference: ServedVariant | None, options: MeasureOptions
+    base_path: str,
+    workload: Workload,
+    reference: ServedVariant | None,
+    options: MeasureOptions,
+    out_of_budget: QualityTest = lambda metrics, slices: False,
 ) -> Measurement:
     """Starts a server on `base_path` and measures what it serves.
 
@@ -102,16 +110,15 @@ def measure(
         workload: Requests with known answers.
         reference: Server of `float32` for the latency ratio; None for `float32` itself.
         options: Threads and number of requests.
+        out_of_budget: Told the metrics and those of the slices; True ends the measurement early.
     """
     saved_model = Path(base_path) / VERSION
     with ServedVariant(base_path, options.num_threads) as served:
         resident = served.resident_bytes()
-        ranked = answer(served, workload)
-        times, reference_times = latencies(served, reference or served, workload, options.latency_requests)
-        throughput = queries_per_second(served, workload, options.latency_requests // 10)
+        metrics, slices = quality(answer(served, workload), workload)
+        speed = Speed() if out_of_budget(metrics, slices) else _speed(served, reference, workload, options)
         loaded = served.resident_bytes()
         load_seconds = served.load_seconds
-    metrics, slices = quality(ranked, workload)
     return Measurement(
         metrics=metrics,
         slices=slices,
@@ -120,10 +127,29 @@ def measure(
         resident_bytes=resident,
         loaded_bytes=loaded,
         load_seconds=load_seconds,
+        **dataclasses.asdict(speed),
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Latency and throughput, by the names of `Measurement`; NaN = not measured."""
+
+    p50_ms: float = math.nan
+    p99_ms: float = math.nan
+    p50_ratio: float = math.nan
+    queries_per_second: float = math.nan
+
+
+def _speed(
+    served: ServedVariant, reference: ServedVariant | None, workload: Workload, options: MeasureOptions
+) -> Speed:
+    times, reference_times = latencies(served, reference or served, workload, options.latency_requests)
+    return Speed(
         p50_ms=float(np.median(times)) * 1e3,
         p99_ms=float(np.quantile(times, 0.99)) * 1e3,
         p50_ratio=float(np.median(times / reference_times)) if reference else 1.0,
-        queries_per_second=throughput,
+        queries_per_second=queries_per_second(served, workload, options.latency_requests // 10),
     )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.compression.errors import CompressionError
+
 BASELINE = "float32"
 QUALITY = "ndcg@10"
 # A variant may answer this much slower than float32: the spread of repeated measurements on a shared machine.
@@ -34,7 +36,8 @@ class Measurement:
         loaded_bytes: The same after the measured requests.
         load_seconds: From process start to the first possible request.
         p50_ms: Median of a `recommend` call with one history.
-        p99_ms: 99th percentile of the same.
+        p99_ms: 99th percentile of the same. Latency and throughput are NaN for a variant whose quality is out of the
+            budget: its measurement ends there.
         p50_ratio: Median over requests of this server's time ÷ that of a `float32` server asked right beside it,
             which a busy machine disturbs less than two medians.
         queries_per_second: Histories answered per second in requests of 32.
@@ -61,6 +64,7 @@ class Row:
     measurement: Measurement | None = None
     chosen: bool = False
     reason: str = ""
+    is_inside: bool = False
     seconds: float = 0.0
     cost: float = math.nan
 
@@ -71,7 +75,8 @@ class Row:
         values = dataclasses.asdict(self.measurement) if self.measurement else dict.fromkeys(names)
         values["metrics"] = values["metrics"] or {}
         values["slices"] = values["slices"] or {}
-        record |= values
+        # Latency of a variant that was out of the budget by its quality was not measured.
+        record |= {key: None if value != value else value for key, value in values.items()}
         record["seconds"] = round(self.seconds, 2)
         record["cost"] = None if math.isnan(self.cost) else round(self.cost, 4)
         return record
@@ -91,42 +96,87 @@ class Limits:
     max_slice_loss: float
     max_seconds: float
 
+    def quality_fault(self, metrics: Mapping[str, float], slices: Mapping[str, float], baseline: Measurement) -> str:
+        """The first broken limit of quality in words, or an empty string."""
+        loss = -relative_change(metrics, baseline.metrics)
+        if loss > self.max_loss:
+            return f"{QUALITY} fell by {loss:.1%}; {self.max_loss:.1%} is allowed"
+        before = {name: value for name, value in baseline.slices.items() if value > 0}
+        losses = {name: 1 - value / before[name] for name, value in slices.items() if name in before}
+        worst = max(losses, key=lambda name: losses[name], default="")
+        if worst and losses[worst] > self.max_slice_loss:
+            return f"{QUALITY} of {worst} fell by {losses[worst]:.1%}; {self.max_slice_loss:.1%} is allowed"
+        return ""
+
 
 @dataclass
 class Search:
-    """Measures variants one after another and chooses.
+    """Measures variants one after another, then what they make together, and chooses.
 
     Args:
         limits: The budget.
         measure: Builds, exports and measures the variant of a name.
         clock: Seconds, monotonic.
         report: Receives progress lines.
+        combine: Joins the names of two variants; None where that gives nothing new.
     """
 
     limits: Limits
     measure: Callable[[str], Measurement]
     clock: Callable[[], float]
     report: Callable[[str], None] = print
+    combine: Callable[[str, str], str | None] = lambda first, second: None
     rows: list[Row] = field(default_factory=list)
 
     def run(self, names: Sequence[str]) -> list[Row]:
-        """Rows of `float32` and of each of `names`, one of them chosen."""
+        """Rows of `float32`, of each of `names` and of combinations of good ones; one of them is chosen.
+
+        Combinations are greedy: the best variant so far takes up the techniques of the others that were inside the
+        budget, cheapest first, and starts again from the result when that is cheaper.
+        """
         started = self.clock()
-        ordered = [BASELINE, *dict.fromkeys(name for name in names if name != BASELINE)]
-        for number, name in enumerate(ordered, 1):
-            spent = self.clock() - started
-            expected = self._expected_seconds(name)
-            if name != BASELINE and spent + expected > self.limits.max_seconds:
-                self.rows.append(Row(name, reason=_not_reached(spent, expected, self.limits.max_seconds)))
-                self.report(f"[{number}/{len(ordered)}] {name}: {self.rows[-1].reason}")
-                continue
-            begin = self.clock()
-            row = Row(name, self.measure(name))
-            row.seconds = self.clock() - begin
-            self.rows.append(row)
-            self.report(f"[{number}/{len(ordered)}] {_summary(row)}")
+        for name in (BASELINE, *dict.fromkeys(name for name in names if name != BASELINE)):
+            self._try(name, started)
+        while combination := self._next_combination():
+            self._try(combination, started)
         choose(self.rows, self.limits)
         return self.rows
+
+    def _try(self, name: str, started: float) -> None:
+        spent, expected = self.clock() - started, self._expected_seconds(name)
+        if name != BASELINE and spent + expected > self.limits.max_seconds:
+            row = Row(name, reason=_not_reached(spent, expected, self.limits.max_seconds))
+            self.report(f"[{len(self.rows) + 1}] {name}: {row.reason}")
+        else:
+            begin = self.clock()
+            row = self._measured_row(name)
+            row.seconds = self.clock() - begin
+            self.report(f"[{len(self.rows) + 1}] {_summary(row)}")
+        self.rows.append(row)
+
+    def _measured_row(self, name: str) -> Row:
+        """The row of a variant; one that this model cannot have is reported, not a fault of the run."""
+        try:
+            return Row(name, self.measure(name))
+        except CompressionError as error:
+            if name == BASELINE:
+                raise
+            return Row(name, reason=f"not possible: {error}")
+
+    def _next_combination(self) -> str | None:
+        best = choose(self.rows, self.limits)
+        tried = [frozenset(row.name.split("+")) for row in self.rows]
+        # What lost too much loses no less with another technique on top.
+        lost = [each for each, row in zip(tried, self.rows, strict=True) if row.measurement and not row.is_inside]
+        cheaper = sorted((row for row in self.rows if row.is_inside and row.cost < 1), key=lambda row: row.cost)
+        for other in cheaper:
+            name = self.combine(best.name, other.name)
+            if name is None:
+                continue
+            techniques = frozenset(name.split("+"))
+            if techniques not in tried and not any(each <= techniques for each in lost):
+                return name
+        return None
 
     def _expected_seconds(self, name: str) -> float:
         """The longest a measured variant with a technique of this one took; 0 without one."""
@@ -142,16 +192,14 @@ def choose(rows: list[Row], limits: Limits) -> Row:
         limits: The budget.
     """
     baseline = _measured(rows[0])
-    inside = []
     for row in rows:
+        row.chosen = row.is_inside = False
         if row.measurement is None:
             continue
         row.cost = cost(row.measurement, baseline)
-        fault = violation(row.measurement, baseline, limits)
-        if fault:
-            row.reason = fault
-        else:
-            inside.append(row)
+        row.reason = violation(row.measurement, baseline, limits)
+        row.is_inside = not row.reason
+    inside = [row for row in rows if row.is_inside]
     best = min(inside, key=lambda row: (row.cost, row is not rows[0]))
     chosen = best if best.cost <= 1 - MIN_SAVING else rows[0]
     for row in inside:
@@ -185,18 +233,9 @@ def cost(measured: Measurement, baseline: Measurement) -> float:
 
 def violation(measured: Measurement, baseline: Measurement, limits: Limits) -> str:
     """The first broken limit in words, or an empty string."""
-    loss = -relative_change(measured.metrics, baseline.metrics)
-    if loss > limits.max_loss:
-        return f"{QUALITY} fell by {loss:.1%}; {limits.max_loss:.1%} is allowed"
-    losses = {
-        name: 1 - value / baseline.slices[name]
-        for name, value in measured.slices.items()
-        if baseline.slices.get(name, 0) > 0
-    }
-    if losses:
-        worst = max(losses, key=lambda name: losses[name])
-        if losses[worst] > limits.max_slice_loss:
-            return f"{QUALITY} of {worst} fell by {losses[worst]:.1%}; {limits.max_slice_loss:.1%} is allowed"
+    fault = limits.quality_fault(measured.metrics, measured.slices, baseline)
+    if fault:
+        return fault
     if measured.p50_ratio > MAX_SLOWDOWN:
         return f"a request takes {measured.p50_ratio:.2f} times as long as with float32"
     return ""
@@ -218,7 +257,9 @@ def _not_reached(spent: float, expected: float, limit: float) -> str:
 
 
 def _summary(row: Row) -> str:
-    m = _measured(row)
+    if row.measurement is None:
+        return f"{row.name}: {row.reason}"
+    m = row.measurement
     return (
         f"{row.name}: {QUALITY} {m.metrics[QUALITY]:.4f}, {m.saved_model_bytes / 1e6:.2f} MB "
         f"({m.gzip_bytes / 1e6:.2f} MB gzipped), p50 {m.p50_ms:.2f} ms (x{m.p50_ratio:.2f}), {row.seconds:.1f} s"

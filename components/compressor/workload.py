@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import zlib
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,17 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.histories)
+
+    def digest(self) -> bytes:
+        """Hash of the requests and their targets."""
+        content = hashlib.sha256()
+        for history in self.histories:
+            content.update(b"\n".join(history) + b"\0")
+        for array in (self.targets, self.target_splits):
+            content.update(array.tobytes())
+        for name in sorted(self.features):
+            content.update(f"{name}={np.asarray(self.features[name]).tolist()}".encode())
+        return content.digest()
 
     def inputs(self, requests: Sequence[int], k: int) -> dict[str, Any]:
         """Inputs of the `recommend` signature for some of the requests."""

@@ -65,8 +65,13 @@ class FineTuning:
         """Trains `model` in place.
 
         Raises:
-            CompressionError: If the loss becomes NaN.
+            CompressionError: If the loss becomes NaN, or is one that is solved and not trained.
         """
+        if model.config.loss.kind == "least_squares":
+            raise CompressionError(
+                "loss.kind = 'least_squares' is solved in closed form, so nothing can be fine-tuned: of the techniques "
+                "take float32, bfloat16, int8, int4, pq, rq, ptq, rows, dims and history"
+            )
         training = self.training.model_copy(update={"warmup_steps": min(self.training.warmup_steps, WARMUP_STEPS)})
         batches, total = self.batches(model), self.num_steps(model)
         optimizer = make_optimizer(training)

@@ -1,13 +1,12 @@
-"""How item vectors are stored and read in the served graph: float32, bfloat16, int8 or int4.
+"""How item vectors are stored in the SavedModel and read in the served graph.
 
-One table serves both uses of a vector: the history gathers a few of them, the retrieval scans all
-of them. Vectors lie transposed, `(dim, num_columns)`: the scan is then a plain `matmul(q, table)`,
-which is 2 to 5 times faster on a CPU than `transpose_b`, and the gather reads columns from the same
-memory. Both read the variable densely: mixing `ResourceGather` with dense reads would make
-TensorFlow copy the variable on every dense read.
+One table serves both uses of a vector: the history gathers a few of them, the retrieval scans all of them.
 
-Integers carry one float scale per row and are widened to float32 in the graph; products accumulate in
-float32, so the scores are exact for the stored vectors and need no re-rank.
+Tables up to `EXPANDED_BYTES` lie encoded in the SavedModel and become float32 rows when the model is loaded: a
+request then costs what it costs with float32, and every encoding of `models.compression.codecs` works. Larger ones
+stay encoded in memory and are widened in the graph; they lie transposed, `(dim, num_columns)`, as the scan of many
+columns is 2 to 5 times faster on a CPU that way than with `transpose_b`. Products accumulate in float32, so the scores
+are exact for the stored vectors and need no re-rank.
 """
 
 from __future__ import annotations
@@ -16,8 +15,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from models.compression.codecs import CODECS, encode_rows
+from models.compression.compressed_tensor import CompressedTensor
 from models.compression.errors import CompressionError
+from models.compression.rounding import quantize_rows
 from models.keras import tf
+
+EXPANDED_BYTES = 32 * 2**20
 
 
 class VectorTable(tf.Module):
@@ -40,6 +44,26 @@ class VectorTable(tf.Module):
     def scores(self, query: tf.Tensor) -> tf.Tensor:
         """Inner products `(B, num_columns)` float32 of `query` `(B, dim)` with every row."""
         raise NotImplementedError
+
+
+class ExpandedTable(VectorTable):
+    """Encoded vectors in the SavedModel, float32 rows `(N, D)` in memory.
+
+    Args:
+        vectors: Float array `(N, D)`.
+        storage: A codec.
+    """
+
+    def __init__(self, vectors: np.ndarray, storage: str) -> None:
+        super().__init__(*vectors.shape)
+        encoded = encode_rows(vectors, storage)
+        self.matrix = CompressedTensor(encoded.parts, encoded.expand)
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.matrix.read(), rows)
+
+    def scores(self, query: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(query, self.matrix.read(), transpose_b=True)
 
 
 def _gather_columns(matrix: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -123,38 +147,7 @@ def _nibbles(packed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cast(low, tf.float32), tf.cast(high, tf.float32)
 
 
-def quantize_rows(
-    vectors: np.ndarray, levels: int, clip_ratios: tuple[float, ...] = (1.0,)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers and one scale per row of `vectors`.
-
-    Args:
-        vectors: Float array `(N, D)`, finite.
-        levels: Largest magnitude of an integer: 127 for int8, 7 for int4.
-        clip_ratios: Shares of a row's largest magnitude tried as its range; the one with the least
-            squared error wins.
-
-    Returns:
-        Integers int8 `(N, D)` in [-levels, levels] and scales float32 `(N,)`, zero for zero rows.
-    """
-    vectors = np.asarray(vectors, np.float32)
-    peak = np.abs(vectors).max(axis=1) if vectors.size else np.zeros(len(vectors), np.float32)
-    best_error = np.full(len(vectors), np.inf, np.float32)
-    best_scale = np.zeros(len(vectors), np.float32)
-    best_integers = np.zeros(vectors.shape, np.int8)
-    for ratio in clip_ratios:
-        scale = (peak * np.float32(ratio / levels)).astype(np.float32)
-        divisor = np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
-        integers = np.clip(np.rint(vectors / divisor), -levels, levels)
-        error = np.square(integers * scale[:, None] - vectors).sum(axis=1)
-        better = error < best_error
-        best_error[better] = error[better]
-        best_scale[better] = scale[better]
-        best_integers[better] = integers[better].astype(np.int8)
-    return best_integers, best_scale
-
-
-STORAGES: dict[str, Callable[[np.ndarray], VectorTable]] = {
+PACKED: dict[str, Callable[[np.ndarray], VectorTable]] = {
     "float32": lambda vectors: FloatTable(vectors, tf.float32),
     "bfloat16": lambda vectors: FloatTable(vectors, tf.bfloat16),
     "int8": Int8Table,
@@ -167,14 +160,14 @@ def make_table(vectors: np.ndarray, storage: str, *, multiple: int = 1) -> Vecto
 
     Args:
         vectors: Float array `(N, D)`; row 0 is padding.
-        storage: `float32`, `bfloat16`, `int8` or `int4`.
+        storage: A codec of `models.compression.codecs`. `pq` and `rq` are expanded at any size.
         multiple: The rows are padded with zeros to a multiple of this.
 
     Raises:
         CompressionError: For an unknown storage, a wrong shape, or vectors that are not finite.
     """
-    if storage not in STORAGES:
-        raise CompressionError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
+    if storage not in CODECS:
+        raise CompressionError(f"unknown storage {storage!r}; choose one of {', '.join(CODECS)}")
     vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2 or not len(vectors):
         raise CompressionError(f"item vectors have shape {vectors.shape}; expected (rows, dim) with at least one row")
@@ -184,5 +177,7 @@ def make_table(vectors: np.ndarray, storage: str, *, multiple: int = 1) -> Vecto
             f"{int((~finite).sum())} of {len(vectors)} item vectors hold NaN or infinity, the first is row "
             f"{int(np.argmin(finite))}; training diverged, so lower learning_rate or set clip_norm"
         )
-    padding = -len(vectors) % multiple
-    return STORAGES[storage](np.pad(vectors, ((0, padding), (0, 0))))
+    padded = np.pad(vectors, ((0, -len(vectors) % multiple), (0, 0)))
+    if padded.nbytes <= EXPANDED_BYTES or storage not in PACKED:
+        return ExpandedTable(padded, storage)
+    return PACKED[storage](padded)

@@ -1,13 +1,15 @@
-"""Names of variants: techniques joined by `+`, such as `prune50+int8`."""
+"""Names of variants: techniques joined by `+`, such as `units50+prune50+int8`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+from models.compression.codecs import CODECS
 from models.compression.errors import CompressionError
-
-STORAGE_TECHNIQUES = ("float32", "bfloat16", "int8", "int4")
+from models.compression.shrinking import Removal
 
 
 @dataclass(frozen=True)
@@ -16,56 +18,108 @@ class Variant:
 
     Attributes:
         name: As in the preset.
-        storage: Of the item vectors: `float32`, `bfloat16`, `int8`, `int4`.
+        storage: Of the item vectors, a codec of `models.compression.codecs`.
         sparsity: Share of the weights that pruning zeroes; 0 = no pruning.
         quantization_aware: Fine-tune the encoder with int8 kernels.
+        calibrated: Round the encoder's kernels for real activations.
+        removal: What structured removal takes out.
+        shared_rows: Share of the catalogue, its rarest items, that shares rows.
     """
 
     name: str
     storage: str = "float32"
     sparsity: float = 0.0
     quantization_aware: bool = False
+    calibrated: bool = False
+    removal: Removal = Removal()
+    shared_rows: float = 0.0
 
     @property
-    def int8_encoder(self) -> bool:
-        """Whether the encoder's kernels are served as int8."""
-        return self.quantization_aware or self.storage in ("int8", "int4")
+    def encoder_storage(self) -> str:
+        """Storage of the encoder's matrices."""
+        is_plain = self.storage in ("float32", "bfloat16") and not self.quantization_aware and not self.calibrated
+        return self.storage if is_plain else "int8"
 
     @property
-    def training(self) -> tuple[float, bool]:
+    def training(self) -> tuple[Removal, float, bool]:
         """What decides the fine-tuned weights; variants that agree here share them."""
-        return self.sparsity, self.quantization_aware
+        return self.removal, self.sparsity, self.quantization_aware
 
     @property
     def is_fine_tuned(self) -> bool:
         """Whether the weights differ from the trained ones."""
-        return self.sparsity > 0 or self.quantization_aware
+        return bool(self.removal) or self.sparsity > 0 or self.quantization_aware
+
+
+def _percent(digits: str) -> float:
+    return int(digits) / 100
+
+
+_NUMBERED: dict[str, Callable[[Variant, str], Variant]] = {
+    "units": lambda variant, digits: _without(variant, units=_percent(digits)),
+    "heads": lambda variant, digits: _without(variant, heads=_percent(digits)),
+    "dims": lambda variant, digits: _without(variant, columns=_percent(digits)),
+    "history": lambda variant, digits: _without(variant, history=int(digits)),
+    "prune": lambda variant, digits: replace(variant, sparsity=_percent(digits)),
+    "rows": lambda variant, digits: replace(variant, shared_rows=_percent(digits)),
+}
+_PLAIN: dict[str, Callable[[Variant], Variant]] = {
+    "qat": lambda variant: replace(variant, quantization_aware=True),
+    "ptq": lambda variant: replace(variant, calibrated=True),
+}
+
+
+def _without(variant: Variant, **parts: Any) -> Variant:
+    return replace(variant, removal=replace(variant.removal, **parts))
 
 
 def parse_variant(name: str) -> Variant:
     """Reads a variant's name.
 
     Args:
-        name: Techniques joined by `+`: one of `float32`, `bfloat16`, `int8`, `int4` (storage of the item vectors; the
-            integer ones also store the encoder's kernels as int8), `pruneNN` (NN % zeros), `qat`.
+        name: Techniques joined by `+`, each kind at most once:
+            `float32`, `bfloat16`, `int8`, `int4`, `pq`, `rq`: storage of the item vectors; from int8 on the encoder's
+            matrices are int8. `pruneNN`: NN % zeros. `qat`: quantisation-aware training. `ptq`: int8 kernels rounded
+            for real activations. `unitsNN`, `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns
+            removed. `historyN`: only the newest N items are read. `rowsNN`: the rarest NN % of the items share rows.
 
     Raises:
         CompressionError: For an unknown technique, or two that exclude each other.
     """
-    storage, sparsity, quantization_aware = "", 0.0, False
+    variant, kinds = Variant(name), set()
     for technique in name.split("+"):
-        pruning = re.fullmatch(r"prune([1-9][0-9]?)", technique)
-        if technique in STORAGE_TECHNIQUES and not storage:
-            storage = technique
-        elif pruning and not sparsity:
-            sparsity = int(pruning[1]) / 100
-        elif technique == "qat" and not quantization_aware:
-            quantization_aware = True
-        elif technique in STORAGE_TECHNIQUES or pruning or technique == "qat":
+        kind, apply = _technique(name, technique)
+        if kind in kinds:
             raise CompressionError(f"variant {name!r} asks for two techniques of one kind; keep one of them")
-        else:
-            raise CompressionError(
-                f"variant {name!r} holds the unknown technique {technique!r}; join any of "
-                f"{', '.join(STORAGE_TECHNIQUES)}, pruneNN (01..99) and qat by +"
-            )
-    return Variant(name, storage or "float32", sparsity, quantization_aware)
+        kinds.add(kind)
+        variant = apply(variant)
+    return variant
+
+
+def combine(first: str, second: str) -> str | None:
+    """The name of `first` with those techniques of `second` whose kind it lacks; None if there is none."""
+    own = [each for each in first.split("+") if each != "float32"]
+    if not own:
+        return None
+    kinds = {_technique(first, technique)[0] for technique in own}
+    added = [each for each in second.split("+") if _technique(second, each)[0] not in kinds and each != "float32"]
+    # Structure before rounding, storage last, as the techniques are applied.
+    order = [*_NUMBERED, "rounding", "storage"]
+    joined = sorted([*own, *added], key=lambda each: order.index(_technique(first, each)[0]))
+    return "+".join(joined) if added else None
+
+
+def _technique(name: str, technique: str) -> tuple[str, Callable[[Variant], Variant]]:
+    """Kind of one technique of the variant `name`, and what it does to a variant."""
+    numbered = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,3})", technique)
+    if technique in CODECS:
+        return "storage", lambda variant: replace(variant, storage=technique)
+    if technique in _PLAIN:
+        return "rounding", _PLAIN[technique]
+    if numbered and numbered[1] in _NUMBERED and (numbered[1] == "history" or int(numbered[2]) < 100):
+        kind, digits = numbered[1], numbered[2]
+        return kind, lambda variant: _NUMBERED[kind](variant, digits)
+    raise CompressionError(
+        f"variant {name!r} holds the unknown technique {technique!r}; join any of {', '.join(CODECS)}, "
+        f"{', '.join(f'{each}NN' for each in _NUMBERED)} (01..99; history: items) and {', '.join(_PLAIN)} by +"
+    )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from models.compression.errors import CompressionError
+from models.compression.storage import PACKED
 from models.config import RetrievalConfig
 from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import ExactTopK
@@ -39,6 +41,11 @@ def build_retriever(
     """
     is_large = int(np.sum(live)) > config.exact_limit
     if config.method == "partitioned" or (config.method == "auto" and is_large):
+        if storage not in PACKED:
+            raise CompressionError(
+                f"a partitioned index stores {', '.join(PACKED)}, not {storage}; set retrieval.method = 'exact' or "
+                f"drop the variants with {storage}"
+            )
         try:
             index = PartitionedTopK(
                 vectors, live, bias=bias, storage=storage, queries=queries(), recall_target=config.recall_target

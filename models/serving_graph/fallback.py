@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.compression.compressed_tensor import CompressedTensor, byte_planes, from_byte_planes
 from models.keras import tf
 from models.retrieval.exact import checked_k
 
@@ -21,16 +22,21 @@ class PopularityFallback(tf.Module):
         rows = np.flatnonzero(live)
         order = rows[np.argsort(-np.asarray(train_events)[rows], kind="stable")]
         self.num_live = len(order)
-        self._rows = tf.Variable(order.astype(np.int32), trainable=False, name="popular_rows")
-        self._scores = tf.Variable(
-            np.asarray(train_events)[order].astype(np.float32), trainable=False, name="popular_scores"
+        events = np.asarray(train_events)[order]
+        # Counts fall from one item to the next, mostly by little: their differences take few bits.
+        falls = -np.diff(events, prepend=events[:1])
+        self._highest = float(events[0])
+        self._rows = CompressedTensor({"rows": byte_planes(order)}, lambda parts: from_byte_planes(parts["rows"]))
+        self._scores = CompressedTensor(
+            {"falls": byte_planes(falls)},
+            lambda parts: self._highest - tf.cast(tf.cumsum(from_byte_planes(parts["falls"])), tf.float32),
         )
 
     def __call__(self, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The best k by popularity without `excluded_rows` `(B, E)`: scores and rows `(B, K)`."""
         k = checked_k(k, self.num_live)
         pool = tf.minimum(k + tf.shape(excluded_rows)[1], self.num_live)
-        rows, scores = self._rows[:pool], self._scores[:pool]
+        rows, scores = self._rows.read()[:pool], self._scores.read()[:pool]
         hit = tf.reduce_any(rows[tf.newaxis, :, tf.newaxis] == excluded_rows[:, tf.newaxis, :], axis=2)
         values, positions = tf.math.top_k(tf.where(hit, -np.inf, scores[tf.newaxis, :]), k)
         return values, tf.where(tf.math.is_inf(values), 0, tf.gather(rows, positions))

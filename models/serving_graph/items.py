@@ -1,17 +1,17 @@
-"""Item ids to rows and back, by the vocabulary file that Transform wrote."""
+"""Item ids to rows and back, by the vocabulary that Transform wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from models.compression.compressed_tensor import CompressedTensor
 from models.keras import tf
 from models.serving_graph.errors import ExportError
+from models.serving_graph.stored_ids import StoredIds, lines
 
 
 class ItemTable(tf.Module):
-    """Looks item ids up in Transform's own vocabulary asset, so training and serving agree on rows.
+    """Looks item ids up in Transform's own vocabulary, so training and serving agree on rows.
 
     Args:
         vocabulary_file: One id a line; line n (from 0) is row n + 1.
@@ -24,31 +24,18 @@ class ItemTable(tf.Module):
         super().__init__()
         ids = read_vocabulary(vocabulary_file)
         self.num_rows = len(ids) + 1
-        self._row_of = line_number_table(vocabulary_file)
-        # A numpy array of dtype object keeps the bytes; "S" would strip trailing zero bytes.
-        self._id_of = tf.Variable(
-            np.array([b"", *ids], dtype=object), trainable=False, name="item_ids", dtype=tf.string
+        self._stored = StoredIds(ids)
+        self._id_of = CompressedTensor(
+            self._stored.parts, lambda _: tf.concat([[b""], lines(self._stored.parts, len(ids))], axis=0)
         )
 
     def rows(self, ids: tf.Tensor) -> tf.Tensor:
         """Rows int32 of `ids`; 0 for "" and unknown ids."""
-        return tf.cast(self._row_of.lookup(ids) + 1, tf.int32)
+        return tf.cast(self._stored.numbers(ids) + 1, tf.int32)
 
     def ids(self, rows: tf.Tensor) -> tf.Tensor:
         """Item ids of `rows`; "" for row 0."""
-        return tf.gather(self._id_of, rows)
-
-
-def line_number_table(path: str) -> tf.lookup.StaticHashTable:
-    """Table from each line of the file at `path`, which becomes an asset, to its number from 0; else -1."""
-    initializer = tf.lookup.TextFileInitializer(
-        path,
-        key_dtype=tf.string,
-        key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
-        value_dtype=tf.int64,
-        value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
-    )
-    return tf.lookup.StaticHashTable(initializer, default_value=-1)
+        return tf.gather(self._id_of.read(), rows)
 
 
 def read_vocabulary(path: str) -> list[bytes]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from models.compression.compressed_tensor import CompressedTensor, byte_planes, from_byte_planes
 from models.keras import tf
 from models.serving_graph.errors import ExportError
-from models.serving_graph.items import line_number_table
+from models.serving_graph.stored_ids import StoredIds
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,36 @@ class UserHistories:
 
 
 class UserTable(tf.Module):
-    """User id to history and features, in the narrowest integers that hold the rows.
+    """User id to history and features.
+
+    The encoder reads the newest `max_length` items in their order. Older items are only excluded from answers, so
+    they are stored as sets: sorted, as differences, which take about half the bits.
 
     Args:
         histories: What to store.
-        folder: Where the id file is written; it must exist until the model is saved.
+        max_length: Items that the encoder reads.
     """
 
-    def __init__(self, histories: UserHistories, folder: str) -> None:
+    def __init__(self, histories: UserHistories, max_length: int) -> None:
         super().__init__()
         rows, splits = _known_rows(histories)
-        self._index_of = line_number_table(_write_ids(histories.user_ids, folder))
-        # The first entry stands for the unknown user: an empty history.
-        self._splits = _compact(np.concatenate([[0], splits]), "user_row_splits")
-        self._rows = _compact(np.concatenate([rows, [0]]), "user_rows")
+        recent, older = _by_age(rows, splits, max_length)
+        self._ids = StoredIds(_checked_ids(histories.user_ids))
+        lengths = byte_planes(np.diff(splits))
+        self._recent_splits = CompressedTensor(
+            {"lengths": lengths}, lambda parts: _splits(tf.minimum(from_byte_planes(parts["lengths"]), max_length))
+        )
+        self._older_splits = CompressedTensor(
+            {"lengths": lengths}, lambda parts: _splits(tf.maximum(from_byte_planes(parts["lengths"]) - max_length, 0))
+        )
+        is_narrow = not len(rows) or bool(rows.max() < 2**16)
+        self._recent = CompressedTensor(
+            {"rows": byte_planes(recent)}, lambda parts: _narrowed(from_byte_planes(parts["rows"]), is_narrow)
+        )
+        self._older = CompressedTensor(
+            {"steps": byte_planes(_steps(older, is_narrow))},
+            lambda parts: _narrowed(_from_steps(parts["steps"], is_narrow), is_narrow),
+        )
         self._features = {
             name: tf.Variable(np.concatenate([values[:1] * 0, values]), trainable=False, name=name)
             for name, values in histories.features.items()
@@ -51,20 +67,59 @@ class UserTable(tf.Module):
 
     def index(self, user_ids: tf.Tensor) -> tf.Tensor:
         """Int32 index of each user; 0 = unknown."""
-        return tf.cast(self._index_of.lookup(user_ids) + 1, tf.int32)
+        return tf.cast(self._ids.numbers(user_ids) + 1, tf.int32)
 
     def histories(self, index: tf.Tensor) -> tf.Tensor:
-        """Whole histories int32 `(B, W)`, right-aligned, 0 = padding; W ≥ 1 is the longest of the batch."""
-        starts = tf.cast(tf.gather(self._splits, index), tf.int32)[:, tf.newaxis]
-        ends = tf.cast(tf.gather(self._splits, index + 1), tf.int32)[:, tf.newaxis]
-        width = tf.maximum(tf.reduce_max(ends - starts), 1)
-        positions = ends - width + tf.range(width)
-        rows = tf.cast(tf.gather(self._rows, tf.maximum(positions, 0)), tf.int32)
-        return tf.where(positions >= starts, rows, 0)
+        """Newest items int32 `(B, W)` in order, right-aligned, 0 = padding; 1 ≤ W ≤ max_length is the longest."""
+        return _padded(self._recent.read(), self._recent_splits.read(), index)
+
+    def older(self, index: tf.Tensor) -> tf.Tensor:
+        """All other items of the histories int32 `(B, V)`, in any order; 0 = padding."""
+        return _padded(self._older.read(), self._older_splits.read(), index)
 
     def features(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         """Transformed query features `(B, width)` by name."""
         return {name: tf.gather(values, index) for name, values in self._features.items()}
+
+
+def _padded(rows: tf.Tensor, splits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    starts = tf.gather(splits, index)[:, tf.newaxis]
+    ends = tf.gather(splits, index + 1)[:, tf.newaxis]
+    width = tf.maximum(tf.reduce_max(ends - starts), 1)
+    positions = ends - width + tf.range(width)
+    found = tf.cast(tf.gather(rows, tf.maximum(positions, 0)), tf.int32)
+    return tf.where(positions >= starts, found, 0)
+
+
+def _splits(lengths: tf.Tensor) -> tf.Tensor:
+    """Row splits of all users; the first entry stands for the unknown user: an empty history."""
+    return tf.concat([[0, 0], tf.cumsum(lengths)], axis=0)
+
+
+def _narrowed(rows: tf.Tensor, is_narrow: bool) -> tf.Tensor:
+    """Rows in the integer that holds them, with one entry more, so that there is one to gather."""
+    return tf.cast(tf.concat([rows, [0]], axis=0), tf.uint16 if is_narrow else tf.int32)
+
+
+def _by_age(rows: np.ndarray, splits: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The newest `max_length` rows of every user in order, and the older ones of every user sorted."""
+    lengths = np.diff(splits)
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    is_recent = np.arange(len(rows)) >= np.repeat(splits[1:], lengths) - max_length
+    older, owner = rows[~is_recent], user[~is_recent]
+    return rows[is_recent], older[np.lexsort((older, owner))]
+
+
+def _steps(rows: np.ndarray, is_narrow: bool) -> np.ndarray:
+    """Differences of neighbours; from the last row of one user to the first of the next they wrap around."""
+    steps: np.ndarray = np.diff(rows.astype(np.int64), prepend=np.int64(0))
+    return np.remainder(steps, 2**16 if is_narrow else 2**32)
+
+
+def _from_steps(planes: tf.Tensor, is_narrow: bool) -> tf.Tensor:
+    # Int32 sums wrap around 2³², a multiple of 2¹⁶.
+    sums = tf.cumsum(from_byte_planes(planes))
+    return tf.bitwise.bitwise_and(sums, 2**16 - 1) if is_narrow else sums
 
 
 def _known_rows(histories: UserHistories) -> tuple[np.ndarray, np.ndarray]:
@@ -82,18 +137,9 @@ def _known_rows(histories: UserHistories) -> tuple[np.ndarray, np.ndarray]:
     return rows[known], np.concatenate([[0], np.cumsum(known)])[splits]
 
 
-def _compact(values: np.ndarray, name: str) -> tf.Variable:
-    """`values` (≥ 0) as uint16 where they fit, else int32."""
-    dtype = np.uint16 if not len(values) or values.max() < 2**16 else np.int32
-    return tf.Variable(values.astype(dtype), trainable=False, name=name)
-
-
-def _write_ids(user_ids: list[bytes], folder: str) -> str:
+def _checked_ids(user_ids: list[bytes]) -> list[bytes]:
     if any(b"\n" in user_id for user_id in user_ids):
-        raise ExportError("a user id holds a line break, which an id file cannot store; clean the ids")
+        raise ExportError("a user id holds a line break, which the stored list of ids cannot hold; clean the ids")
     if len(set(user_ids)) != len(user_ids):
         raise ExportError(f"{len(user_ids) - len(set(user_ids))} user ids occur twice in the user histories")
-    path = Path(folder) / "users.txt"
-    # TensorFlow refuses an empty vocabulary file; "" can never be asked for by a real user.
-    path.write_bytes(b"".join(user_id + b"\n" for user_id in user_ids) or b"\n")
-    return str(path)
+    return user_ids

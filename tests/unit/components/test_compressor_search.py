@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from components.compressor.limits import search_limits
+from components.compressor.row_cache import RowCache
 from components.compressor.search import Limits, Measurement, Row, Search, choose, cost, violation
+from models.compression.errors import CompressionError
+from models.config import CompressionConfig
 
 LIMITS = Limits(max_loss=0.01, max_slice_loss=0.03, max_seconds=100)
 FLOAT = Measurement(
@@ -116,6 +121,66 @@ def test_variants_that_do_not_fit_the_time_are_named_not_started():
     assert skipped.to_json()["metrics"] == {}
     assert [row.seconds for row in rows] == [10, 20, 50, 0, 1]
     assert len(lines) == 5
+
+
+def combine(first, second):
+    """One storage (int…), everything else at most once."""
+    names = {first, second} if "+" not in first else {*first.split("+"), second}
+    return "+".join(sorted(names)) if names != set(first.split("+")) and not {"int8", "int4"} <= names else None
+
+
+def test_good_variants_are_combined_cheapest_first_until_nothing_is_new():
+    sizes = {"float32": 1000, "int8": 300, "prune50": 700, "dims50": 500, "int4": 290}
+    sizes |= {"dims50+int8": 200, "int8+prune50": 250}
+    # Both lose too much: int4 takes part in nothing, and what joins dims50 and int8 is not tried again.
+    bad = {"dims50+int8", "int4"}
+
+    def measure(name):
+        return measured(ndcg=0.15 if name in bad else 0.2, size=sizes[name], archive=sizes[name])
+
+    search = Search(LIMITS, measure, lambda: 0.0, lambda line: None, combine)
+    rows = search.run(["int8", "int4", "prune50", "dims50"])
+    names = ["float32", "int8", "int4", "prune50", "dims50", "dims50+int8", "int8+prune50"]
+    assert [row.name for row in rows] == names
+    assert next(row for row in rows if row.chosen).name == "int8+prune50"
+
+
+def test_a_variant_that_the_model_cannot_have_is_a_row_not_a_fault():
+    def measure(name):
+        if name == "qat+int8":
+            raise CompressionError("nothing can be fine-tuned")
+        return measured(size=300, archive=300) if name == "int8" else FLOAT
+
+    rows = Search(LIMITS, measure, lambda: 0.0, lambda line: None).run(["qat+int8", "int8"])
+    assert [(row.name, row.chosen) for row in rows] == [("float32", False), ("qat+int8", False), ("int8", True)]
+    assert rows[1].reason == "not possible: nothing can be fine-tuned"
+    assert rows[1].to_json()["saved_model_bytes"] is None
+
+
+def test_rows_are_measured_again_only_when_what_they_depend_on_changes(tmp_path):
+    weights, count = tmp_path / "weights", []
+    weights.write_bytes(b"first")
+
+    def measure():
+        count.append(1)
+        return dataclasses.replace(FLOAT, saved_model_bytes=len(count))
+
+    def get(name):
+        return RowCache(tmp_path / "rows", [b"code", weights]).get(name, measure).saved_model_bytes
+
+    assert [get("int8"), get("int8"), get("int4"), get("int8")] == [1, 1, 2, 1]
+    assert RowCache(tmp_path / "rows", [b"code", weights]).get("int8", measure) == dataclasses.replace(
+        FLOAT, saved_model_bytes=1
+    )
+    weights.write_bytes(b"second")
+    assert get("int8") == 3
+
+
+@pytest.mark.parametrize(("trained", "seconds"), [(200.0, 100.0), (2000.0, 600.0), (4.0, 60.0)])
+def test_the_search_takes_a_share_of_the_training_time(tmp_path, trained, seconds):
+    (tmp_path / "history.json").write_text(json.dumps({"seconds": trained}))
+    config = CompressionConfig(max_training_share=0.5, max_seconds=600)
+    assert search_limits(config, str(tmp_path)).max_seconds == seconds
 
 
 def test_rows_carry_the_keys_of_the_report():

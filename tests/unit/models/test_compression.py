@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from served_model import NUM_ITEMS, small_model
 
+from models.compression.encoder_rounding import encode_group, round_encoder, treatment
 from models.compression.errors import CompressionError
 from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune, zero_share
-from models.compression.quantization import (
-    Int8Dense,
-    Int8Embedding,
-    quantize_columns,
-    quantize_encoder,
-    train_quantized,
-)
-from models.compression.storage import make_table, quantize_rows
-from models.compression.variants import Variant, parse_variant
+from models.compression.quantization import train_quantized
+from models.compression.rebuild import plain_copy
+from models.compression.rounding import quantize_rows
+from models.compression.shrinking import Removal
+from models.compression.storage import PACKED, ExpandedTable, make_table
+from models.compression.variants import Variant, combine, parse_variant
 from models.config import TrainingConfig
 from models.input_pipeline import Ragged, Sequences
 from models.keras import keras, tf
@@ -28,6 +26,12 @@ ROWS = np.array([[3, 9, 12, 20], [0, 0, 5, 6]], np.int32)
 @pytest.fixture(scope="module")
 def model():
     return small_model()
+
+
+@pytest.fixture
+def rounds_small_matrices(monkeypatch):
+    """The kernels of `model` are below the size from which rounding pays."""
+    monkeypatch.setattr("models.compression.encoder_rounding.MIN_SIZE", 64)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +62,75 @@ def test_clipping_lowers_the_error_of_a_row_with_an_outlier():
 
 
 @pytest.mark.parametrize(("storage", "num_bytes"), [("float32", 4), ("bfloat16", 2), ("int8", 1), ("int4", 0.5)])
-def test_tables_take_the_bytes_they_promise(storage, num_bytes):
-    table = make_table(np.random.default_rng(0).normal(size=(100, 32)), storage)
+def test_packed_tables_take_the_bytes_they_promise(storage, num_bytes):
+    table = PACKED[storage](np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32))
     sizes = {v.name: v.shape.num_elements() * v.dtype.size for v in table.variables}
     assert sum(sizes.values()) == 100 * 32 * num_bytes + (400 if "int" in storage else 0)
 
 
+@pytest.mark.parametrize(
+    ("storage", "num_bytes"),
+    # rows · width · bytes, float16 scales, codebooks of 8 sub-vectors · 256 centroids · 4 · 2 bytes
+    [
+        ("float32", 4000 * 32 * 4),
+        ("bfloat16", 4000 * 32 * 2),
+        ("int8", 4000 * (32 + 2)),
+        ("int4", 4000 * (16 + 2)),
+        ("pq", 4000 * 8 + 16_384),
+        ("rq", 2 * (4000 * 8 + 16_384)),
+    ],
+)
+def test_expanded_tables_lie_on_disk_in_the_bytes_of_their_codec(storage, num_bytes):
+    table = make_table(np.random.default_rng(0).normal(size=(4000, 32)), storage)
+    (blob,) = table.matrix.parts.variables
+    assert 0.75 * num_bytes < len(blob.numpy()) <= num_bytes * 1.01
+
+
+@pytest.mark.parametrize(("storage", "error"), [("bfloat16", 0.003), ("int8", 0.01), ("int4", 0.12), ("rq", 0.12)])
+def test_both_forms_of_a_table_hold_the_same_vectors(storage, error):
+    vectors = np.random.default_rng(1).normal(size=(300, 16)).astype(np.float32)
+    rows, query = tf.constant([[3, 0], [299, 7]]), tf.constant(vectors[:4])
+    expanded = ExpandedTable(vectors, storage)
+    got = expanded.gather(rows).numpy()
+    np.testing.assert_allclose(
+        expanded.scores(query), vectors[:4] @ expanded.gather(tf.range(300)).numpy().T, rtol=1e-3, atol=1e-4
+    )
+    assert np.linalg.norm(got - vectors[rows]) < error * np.linalg.norm(vectors[rows])
+    if storage in PACKED:
+        packed = PACKED[storage](vectors)
+        # The float16 scale turns the rounding of a value here and there; the others agree.
+        apart = np.abs(got - packed.gather(rows)) > 0.002 * np.abs(vectors).max()
+        assert apart.mean() < 0.05
+        every = tf.range(300)
+        np.testing.assert_allclose(
+            packed.scores(query), vectors[:4] @ packed.gather(every).numpy().T, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_product_codes_are_exact_where_256_centroids_suffice():
+    corners = np.array(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T  # 16 distinct sub-vectors
+    vectors = np.concatenate([corners, corners[::-1] * 0.5], axis=1)
+    table = make_table(vectors, "pq")
+    np.testing.assert_array_equal(table.gather(tf.range(16)), vectors)
+
+
+def test_large_tables_stay_encoded_in_memory(monkeypatch):
+    monkeypatch.setattr("models.compression.storage.EXPANDED_BYTES", 100 * 8 * 4)
+    assert isinstance(make_table(np.ones((100, 8)), "int8"), ExpandedTable)
+    assert type(make_table(np.ones((101, 8)), "int8")).__name__ == "Int8Table"
+
+
 def test_int4_packs_and_unpacks_by_hand():
-    table = make_table(np.array([[7.0, -7.0, 1.0, 0.0]]), "int4")
-    assert table.matrix.numpy().tolist() == [[15 | 9 << 4], [1 | 8 << 4]]
-    assert table.gather(tf.constant([[0]])).numpy().tolist() == [[[7.0, -7.0, 1.0, 0.0]]]
-    assert table.scores(tf.constant([[1.0, 1.0, 3.0, 5.0]])).numpy().tolist() == [[3.0]]
+    vectors = np.array([[7.0, -7.0, 1.0, 0.0]], np.float32)
+    packed = PACKED["int4"](vectors)
+    assert packed.matrix.numpy().tolist() == [[15 | 9 << 4], [1 | 8 << 4]]
+    for table in (packed, make_table(vectors, "int4")):
+        assert table.gather(tf.constant([[0]])).numpy().tolist() == [[[7.0, -7.0, 1.0, 0.0]]]
+        assert table.scores(tf.constant([[1.0, 1.0, 3.0, 5.0]])).numpy().tolist() == [[3.0]]
 
 
 def test_bad_tables_are_refused():
-    with pytest.raises(CompressionError, match="embedding_dim = 3 is odd"):
+    with pytest.raises(CompressionError, match="have 3 of them"):
         make_table(np.ones((4, 3)), "int4")
     with pytest.raises(CompressionError, match="unknown storage 'int2'"):
         make_table(np.ones((4, 2)), "int2")
@@ -80,34 +138,25 @@ def test_bad_tables_are_refused():
         make_table(np.ones(4), "int8")
 
 
-def test_int8_dense_multiplies_its_rounded_kernel():
-    layer = Int8Dense(2, activation="relu")
-    layer.build((None, 3))
-    kernel = np.array([[1.0, -4.0], [0.5, 2.0], [-0.25, 0.0]], np.float32)
-    layer.set_weights([*quantize_columns(kernel), np.array([0.0, 1.0], np.float32)])
-    rounded = np.array([[127, -127], [64, 64], [-32, 0]]) * [1 / 127, 4 / 127]
-    inputs = np.array([[[1.0, 1.0, 2.0]], [[0.0, -1.0, 0.0]]], np.float32)
-    np.testing.assert_allclose(layer(inputs), np.maximum(inputs @ rounded + [0, 1], 0), rtol=1e-5)
+def test_matrices_round_by_their_outputs_and_tables_by_their_rows():
+    kernel = np.array([[[1.0, -4.0], [0.5, 2.0], [-0.25, 0.0]]], np.float32)
+    by_column = encode_group("by_column", kernel)
+    assert by_column.parts["integers"].tolist() == [[[127, -127], [64, 64], [-32, 0]]]
+    np.testing.assert_allclose(by_column.parts["scales"], [[[1 / 127, 4 / 127]]])
+    by_row = encode_group("by_row", kernel)
+    assert by_row.parts["integers"].tolist() == [[[32, -127], [32, 127], [-127, 0]]]
+    big, small = np.zeros((64, 64)), np.zeros((4, 4))
+    assert [treatment(name, big, "int8") for name in ("q/kernel:0", "wide/embeddings:0")] == ["by_column", "by_row"]
+    assert [treatment("kernel:0", small, "int8"), treatment("kernel:0", big, "float32")] == ["float32", "float32"]
 
 
-def test_quantised_encoder_is_int8_and_close(model):
-    encoder = quantize_encoder(model.history_encoder)
-    kinds = {type(layer) for layer in encoder.layers}
-    assert Int8Dense in kinds
-    assert keras.layers.Dense not in kinds
+def test_a_rounded_encoder_is_close_but_not_equal(model, rounds_small_matrices):
+    rounded = plain_copy(model)
+    round_encoder(rounded.history_encoder)
     inputs = {"vectors": tf.gather(model.candidate_vectors(), ROWS), "rows": tf.constant(ROWS)}
-    exact = model.history_encoder(inputs)[:, -1].numpy()
-    np.testing.assert_allclose(encoder(inputs)[:, -1], exact, atol=0.05)
-    assert np.abs(encoder(inputs)[:, -1] - exact).max() > 0
-
-
-def test_quantised_embedding_of_the_wide_encoder():
-    model = small_model(history_encoder="wide")
-    encoder = quantize_encoder(model.history_encoder)
-    table = encoder.get_layer("wide_item_embedding")
-    assert isinstance(table, Int8Embedding)
-    original = model.history_encoder.get_layer("wide_item_embedding")
-    np.testing.assert_allclose(table(ROWS), original(ROWS), atol=np.abs(original.get_weights()[0]).max() / 250)
+    exact, got = (which.history_encoder(inputs)[:, -1].numpy() for which in (model, rounded))
+    np.testing.assert_allclose(got, exact, atol=0.05)
+    assert np.abs(got - exact).max() > 0
 
 
 def test_pruning_zeroes_the_smallest_weights_and_leaves_the_original(model, fine_tuning):
@@ -126,7 +175,7 @@ def test_pruning_zeroes_the_smallest_weights_and_leaves_the_original(model, fine
     )
 
 
-def test_quantisation_aware_training_sees_rounded_kernels(model, fine_tuning):
+def test_quantisation_aware_training_sees_rounded_kernels(model, rounds_small_matrices):
     seen = []
 
     def watch(tuned, callbacks):
@@ -136,11 +185,13 @@ def test_quantisation_aware_training_sees_rounded_kernels(model, fine_tuning):
         seen.append(tuned.history_encoder(inputs, training=False)[:, -1].numpy())
 
     train_quantized(model, watch)
+    rounded = plain_copy(model)
+    round_encoder(rounded.history_encoder)
     inputs = {"vectors": tf.gather(model.candidate_vectors(), ROWS), "rows": tf.constant(ROWS)}
-    np.testing.assert_allclose(seen[0], quantize_encoder(model.history_encoder)(inputs)[:, -1], atol=1e-4)
+    np.testing.assert_allclose(seen[0], rounded.history_encoder(inputs)[:, -1], atol=1e-4)
 
 
-def test_quantisation_aware_training_gives_a_plain_trained_model(model, fine_tuning):
+def test_quantisation_aware_training_gives_a_plain_trained_model(model, fine_tuning, rounds_small_matrices):
     pruned = prune(model, 0.5, fine_tuning.num_steps(model), fine_tuning)
     tuned = train_quantized(pruned, fine_tuning, keep_zeros=True)
     assert zero_share(tuned) == pytest.approx(zero_share(pruned), abs=0.001)
@@ -164,8 +215,9 @@ def test_variant_names():
     assert parse_variant("float32") == Variant("float32")
     assert parse_variant("prune75+qat+int4") == Variant("prune75+qat+int4", "int4", 0.75, True)
     assert parse_variant("qat").storage == "float32"
-    assert [parse_variant(n).int8_encoder for n in ("float32", "bfloat16", "int8", "int4", "qat", "prune50")] == [
-        *[False, False, True, True, True, False]
+    names = ("float32", "bfloat16", "int8", "int4", "pq", "qat", "qat+bfloat16", "prune50")
+    assert [parse_variant(name).encoder_storage for name in names] == [
+        *["float32", "bfloat16", "int8", "int8", "int8", "int8", "int8", "float32"]
     ]
     assert parse_variant("prune50").training == parse_variant("prune50+int8").training != parse_variant("qat").training
 
@@ -183,3 +235,12 @@ def test_variant_names():
 def test_bad_variant_names(name, message):
     with pytest.raises(CompressionError, match=message):
         parse_variant(name)
+
+
+def test_variants_combine_what_they_lack():
+    assert combine("int8", "units50+int4") == "units50+int8"
+    assert combine("qat+int8", "prune50+int8") == "prune50+qat+int8"
+    assert combine("prune50+int8", "int4") is None
+    assert combine("int8", "float32") is None
+    assert combine("float32", "prune50") is None
+    assert parse_variant("history50+units25+int8").removal == Removal(units=0.25, history=50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ from served_model import (
 
 from models.export import Catalogue, ServedTowers, export_saved_model
 from models.keras import tf
-from models.serving_graph.encoder import serving_encoder
+from models.serving_graph.encoder import call_with_weights, serving_encoder
 from models.serving_graph.errors import ExportError
 from models.serving_graph.histories import newest_known
 from models.serving_graph.users import UserHistories, UserTable
@@ -144,7 +145,7 @@ def test_recommend_user_reads_the_stored_history(served):
     histories = [ids(*HISTORIES.get(user, []), *[0] * (width - len(HISTORIES.get(user, [])))) for user in users]
     direct = recommend(served, histories, 9)
     assert answer["item_ids"].numpy().tolist() == direct["item_ids"].numpy().tolist()
-    np.testing.assert_allclose(answer["scores"], direct["scores"], rtol=1e-4)
+    np.testing.assert_allclose(answer["scores"], direct["scores"], rtol=1e-4, atol=1e-6)
 
 
 def example(**features):
@@ -211,6 +212,21 @@ def test_a_process_without_our_code_serves_it_with_stock_operations(path, served
     assert done.stdout.strip() == str(answer["item_ids"].numpy()[0].tolist())
 
 
+def test_the_saved_graph_is_stripped_and_still_loads_twice_in_one_process(path, model):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    with open(f"{path}/saved_model.pb", "rb") as file:
+        graph = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs[0].graph_def
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    assert not [node.name for node in nodes if "_output_shapes" in node.attr or "SaveV2" in node.op]
+    assert not [name for f in graph.library.function for name in (n.name for n in f.node_def) if "/" in name]
+    first, second = tf.saved_model.load(path), tf.saved_model.load(path)
+    before = recommend(second, [ids(3, 9)], 4)["item_ids"].numpy().tolist()
+    del first
+    gc.collect()
+    assert recommend(second, [ids(3, 9)], 4)["item_ids"].numpy().tolist() == before
+
+
 def test_constants_stay_small(path):
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -221,13 +237,13 @@ def test_constants_stay_small(path):
     assert max(n.attr["value"].ByteSize() for n in nodes if n.op == "Const") < 4096
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4", "rq"])
 def test_compact_storage_answers_nearly_the_same(model, served, storage, tmp_path):
     compact = tf.saved_model.load(export(model, tmp_path, storage))
     history = [ids(3, 9, 12), ids(21, 22, 23)]
     exact, approximate = (recommend(which, history, 10)["item_ids"].numpy() for which in (served, compact))
     shared = [len(set(a) & set(b)) for a, b in zip(exact, approximate, strict=True)]
-    assert min(shared) >= {"bfloat16": 9, "int8": 9, "int4": 6}[storage]
+    assert min(shared) >= {"bfloat16": 9, "int8": 9, "int4": 6, "rq": 8}[storage]
 
 
 def test_every_encoder_exports(tmp_path):
@@ -246,14 +262,29 @@ def test_newest_known_by_hand():
     assert newest_known(tf.zeros([2, 0], tf.int32), 3).numpy().tolist() == [[0], [0]]
 
 
-def test_user_table_stores_narrow_integers_and_drops_unknown_items(tmp_path):
-    users = UserHistories([b"a", b"b"], np.array([5, 0, 6, 0]), np.array([0, 3, 4]))
-    table = UserTable(users, str(tmp_path))
+def test_user_table_keeps_the_newest_in_order_and_the_older_as_a_set():
+    histories = [[5, 0, 6, 9, 8, 7, 2, 1], [4], [], [3, 3, 11, 40]]
+    rows = np.array([row for history in histories for row in history])
+    users = UserHistories([b"a", b"b", b"c", b"d"], rows, np.array([0, 8, 9, 9, 13]))
+    table = UserTable(users, max_length=3)
+    index = table.index(tf.constant([b"d", b"a", b"c", b"b", b"stranger"]))
+    assert table.histories(index).numpy().tolist() == [[3, 11, 40], [7, 2, 1], [0, 0, 0], [0, 0, 4], [0, 0, 0]]
+    assert [sorted(set(row) - {0}) for row in table.older(index).numpy().tolist()] == [[3], [5, 6, 8, 9], [], [], []]
+    assert table.histories(index[3:4]).numpy().tolist() == [[4]]
+
+
+@pytest.mark.parametrize("largest", [40, 70_000, 2**31 - 1])
+def test_user_table_holds_rows_of_any_catalogue_size(largest):
+    histories = [[1, largest, 2, 3], [largest, largest - 1, 1, 2], [7, 5, 6]]
+    users = UserHistories([b"a", b"b", b"c"], np.concatenate(histories), np.array([0, 4, 8, 11]))
+    table = UserTable(users, max_length=2)
     index = table.index(tf.constant([b"b", b"a", b"c"]))
-    assert table.histories(index).numpy().tolist() == [[0, 0], [5, 6], [0, 0]]
-    assert {v.dtype for v in table.variables} == {tf.uint16}
-    wide = UserTable(UserHistories([b"a"], np.array([70_000]), np.array([0, 1])), str(tmp_path))
-    assert wide.histories(wide.index(tf.constant([b"a"]))).numpy().tolist() == [[70_000]]
+    assert table.histories(index).numpy().tolist() == [[1, 2], [2, 3], [5, 6]]
+    assert [sorted(set(row) - {0}) for row in table.older(index).numpy().tolist()] == [
+        [largest - 1, largest],
+        [1, largest],
+        [7],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +295,9 @@ def test_user_table_stores_narrow_integers_and_drops_unknown_items(tmp_path):
         (UserHistories([b"a\nb"], np.array([1]), np.array([0, 1])), "line break"),
     ],
 )
-def test_bad_user_histories_are_refused(users, message, tmp_path):
+def test_bad_user_histories_are_refused(users, message):
     with pytest.raises(ExportError, match=message):
-        UserTable(users, str(tmp_path))
+        UserTable(users, max_length=5)
 
 
 def test_a_vocabulary_of_another_size_is_refused(model, tmp_path):
@@ -315,4 +346,9 @@ def test_the_served_encoder_computes_the_last_block_for_one_position(positions):
     inputs = {"vectors": tf.gather(model.candidate_vectors(), rows), "rows": tf.constant(rows)}
     outputs = served(inputs)
     assert outputs.shape == (3, 1, 8)
-    np.testing.assert_allclose(outputs[:, -1], model.history_encoder(inputs)[:, -1], rtol=1e-4, atol=1e-5)
+    exact = model.history_encoder(inputs)[:, -1]
+    np.testing.assert_allclose(outputs[:, -1], exact, rtol=1e-4, atol=1e-5)
+    weights = [tf.constant(weight) for weight in served.get_weights()]
+    served.set_weights([0 * weight for weight in weights])
+    np.testing.assert_allclose(call_with_weights(served, weights, inputs)[:, -1], exact, rtol=1e-4, atol=1e-5)
+    assert not np.any(served(inputs)[:, -1])  # and its own weights are back

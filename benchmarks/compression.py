@@ -1,0 +1,109 @@
+"""Variants of one trained model, each measured as a server process serves it.
+
+    tandem run movielens_1m --data MOVIELENS_1M --output runs/ml
+    python benchmarks/compression.py runs/ml --output /tmp/compressed
+
+Trains nothing but what a variant fine-tunes: it asks `tandem compress` for every technique, with a budget of quality so
+wide that all of them are timed, and prints the rows of `variants.json` as a table. Quality is on the validation split,
+which chooses in a run too. Latency is that of a gRPC call with one history on one thread; its ratio is the median over
+pairs of calls to the variant and to float32, sent in turn, which a busy machine disturbs less than the milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import VARIANTS_FILE
+from pipeline.commands.compress import compress_model
+
+VARIANTS = (
+    "bfloat16",
+    "int8",
+    "ptq+int8",
+    "qat+int8",
+    "int4",
+    "rq",
+    "pq",
+    "prune50",
+    "prune75",
+    "prune50+int8",
+    "prune75+int8",
+    "prune50+qat+int8",
+    "rows50+int8",
+    "dims50+int8",
+    "units50+heads50+int8",
+    "history50+int8",
+)
+MEGABYTE = 1e6
+
+
+def main() -> int:
+    """Measures, or reads what was measured, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the chosen model; read if it exists")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--requests", type=int, default=400, help="timed requests of each variant")
+    options = parser.parse_args()
+    if options.output.exists():
+        document = json.loads((options.output / VARIANTS_FILE).read_text(encoding="utf-8"))
+    else:
+        document, _ = compress_model(
+            options.run,
+            output=options.output,
+            variants=options.variants.split(","),
+            overrides=[
+                "compression.max_loss=1.0",
+                "compression.max_slice_loss=1.0",
+                "compression.max_seconds=1e6",
+                "compression.max_training_share=1e6",
+                "compression.combine=false",
+                "compression.quality_users=0",
+                f"compression.latency_requests={options.requests}",
+            ],
+        )
+    print("\n".join(table(document["variants"])))
+    return 0
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown lines; changes and ratios are against the first row, `float32`."""
+    base = rows[0]
+    lines = [
+        "| variant | ndcg@10 | change | worst slice | recall@100 | MB | ÷ | MB gzipped | MB resident, after load "
+        "| under load | load s | p50 ms | × float32 | p99 ms | histories/s |",
+        "| --- |" + " ---: |" * 14,
+    ]
+    for row in rows:
+        if row["saved_model_bytes"] is None:
+            lines.append(f"| {row['name']} | {row['reason']} |" + " |" * 13)
+            continue
+        slices = [value / base["slices"][name] - 1 for name, value in row["slices"].items() if base["slices"][name]]
+        cells = [
+            row["name"],
+            f"{row['metrics']['ndcg@10']:.4f}",
+            f"{row['metrics']['ndcg@10'] / base['metrics']['ndcg@10'] - 1:+.1%}",
+            f"{min(slices, default=0.0):+.1%}",
+            f"{row['metrics']['recall@100']:.4f}",
+            f"{row['saved_model_bytes'] / MEGABYTE:.2f}",
+            f"{base['saved_model_bytes'] / row['saved_model_bytes']:.2f}",
+            f"{row['gzip_bytes'] / MEGABYTE:.2f}",
+            f"{row['resident_bytes'] / MEGABYTE:.0f}",
+            f"{row['loaded_bytes'] / MEGABYTE:.0f}",
+            f"{row['load_seconds']:.1f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p50_ratio']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['queries_per_second']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

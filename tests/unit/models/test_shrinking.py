@@ -1,0 +1,157 @@
+"""Structured removal, shared rows, calibrated rounding and the TensorFlow Lite query tower."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from served_model import NUM_ITEMS, TRAIN_EVENTS, small_model
+
+from models.compression.calibration import calibrated_copy, input_moments, round_for_inputs
+from models.compression.codecs import encode_rows
+from models.compression.encoder_rounding import round_encoder
+from models.compression.errors import CompressionError
+from models.compression.rebuild import plain_copy
+from models.compression.shrinking import Removal, share_rare_rows, shrink
+from models.compression.storage import make_table
+from models.compression.tflite import LiteQueryTower, convert_query_tower, query_inputs
+from models.input_pipeline import Ragged, Sequences
+from models.keras import tf
+from models.two_tower import load
+
+ROWS = np.array([[3, 9, 12, 20], [0, 0, 5, 6]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def with_dead_parts(model):
+    """A copy in which hidden units 3 and 5, head 0 and columns 1 and 6 of the item vectors carry nothing."""
+    dead = plain_copy(model)
+    encoder = dead.history_encoder
+    for block in "01":
+        for name, axis, index in (
+            ("feed_forward_out", 0, [3, 5]),
+            ("attention_output", 0, [0, 1, 2, 3]),
+        ):
+            layer = encoder.get_layer(f"{name}_{block}")
+            kernel, bias = layer.get_weights()
+            np.put_along_axis(kernel, np.array(index)[:, None], 0, axis)
+            layer.set_weights([kernel, bias])
+    return dead
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_removing_parts_that_carry_nothing_changes_no_answer(positions):
+    dead = with_dead_parts(small_model(positions=positions))
+    num_units = dead.config.model.feed_forward_dim
+    smaller = shrink(dead, Removal(units=2 / num_units, heads=0.5))
+    shapes = {layer.name: [w.shape for w in layer.get_weights()] for layer in smaller.history_encoder.layers}
+    assert shapes["attention_query_1"] == [(8, 4)]
+    assert shapes["attention_output_0"] == [(4, 8), (8,)]
+    assert shapes["feed_forward_in_0"] == [(8, num_units - 2), (num_units - 2,)]
+    np.testing.assert_allclose(smaller.query_vectors(ROWS), dead.query_vectors(ROWS), rtol=1e-4, atol=1e-5)
+
+
+def test_columns_with_the_most_energy_stay_and_every_shape_follows(model, tmp_path):
+    bold = plain_copy(model)
+    table = bold.candidate_tower.get_layer("item_id_embedding")
+    weights = table.get_weights()[0]
+    weights[:, [1, 6]] *= 0.01
+    table.set_weights([weights])
+    smaller = shrink(bold, Removal(columns=0.25))
+    np.testing.assert_array_equal(
+        smaller.candidate_vectors(), np.delete(bold.candidate_vectors().numpy(), [1, 6], axis=1)
+    )
+    assert smaller.query_vectors(ROWS).shape == (2, 6)
+    assert smaller.config.model.attention_dim == 8
+    smaller.save(tmp_path)
+    np.testing.assert_allclose(load(tmp_path).query_vectors(ROWS), smaller.query_vectors(ROWS), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history_encoder": "transformer"},
+        {"positions": "rotary"},
+        {"history_encoder": "mean"},
+        {"history_encoder": "wide"},
+    ],
+)
+def test_a_shorter_history_is_the_newest_part_of_the_longer_one(changes):
+    model = small_model(**changes)
+    smaller = shrink(model, Removal(history=3))
+    long, short = np.array([[7, 3, 9, 12, 20]], np.int32), np.array([[9, 12, 20]], np.int32)
+    np.testing.assert_allclose(smaller.query_vectors(long), model.query_vectors(short), rtol=1e-4, atol=1e-5)
+
+
+def test_removal_is_refused_where_there_is_nothing_to_remove():
+    with pytest.raises(CompressionError, match="not on 'gru'"):
+        shrink(small_model(history_encoder="gru"), Removal(columns=0.5))
+    with pytest.raises(CompressionError, match="no attention heads"):
+        shrink(small_model(history_encoder="mean"), Removal(heads=0.5))
+
+
+def test_the_rarest_items_share_rows_and_equal_rows_are_stored_once():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(401, 8)).astype(np.float32)
+    vectors[0] = 0
+    events = np.concatenate([[0], np.arange(400, 0, -1)])
+    shared = share_rare_rows(vectors, events, 0.5)
+    np.testing.assert_array_equal(shared[:201], vectors[:201])  # the popular half and the padding stay
+    assert len(np.unique(shared[201:], axis=0)) <= 50
+    assert np.square(shared - vectors).sum() < np.square(vectors[201:] - vectors[201:].mean(axis=0)).sum()
+    encoded = encode_rows(shared, "float32")
+    assert len(encoded.parts["rows"]) <= 251
+    table = make_table(shared, "float32")
+    np.testing.assert_array_equal(table.gather(tf.range(401)), shared)
+
+
+def test_ranges_follow_the_inputs_that_occur():
+    # Output 0: the large weight meets an input that is nearly always 0, so a narrower range serves the rest better.
+    kernel = np.array([[1.0, 1.0], [0.403, 0.403], [0.2, 0.2]], np.float32)
+    rounded = round_for_inputs(kernel, np.array([1e-6, 1.0, 1.0], np.float32))
+    even = round_for_inputs(kernel, np.array([1e6, 1.0, 1.0], np.float32))
+    assert np.abs(rounded[1:] - kernel[1:]).sum() <= np.abs(even[1:] - kernel[1:]).sum()
+    np.testing.assert_allclose(even[0], 1.0, rtol=1e-6)
+    assert (
+        np.abs(
+            np.rint(rounded / (np.abs(rounded).max(axis=0) / 127)) * np.abs(rounded).max(axis=0) / 127 - rounded
+        ).max()
+        < 1e-6
+    )
+
+
+def histories():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 64)
+    splits = np.concatenate([[0], np.cumsum(lengths)])
+    return Sequences(Ragged(rng.integers(1, NUM_ITEMS + 1, splits[-1]), splits))
+
+
+def test_calibration_reads_real_inputs_and_lowers_the_error_of_the_mean(model, monkeypatch):
+    monkeypatch.setattr("models.compression.encoder_rounding.MIN_SIZE", 64)
+    moments = input_moments(model, histories())
+    name = "attention_output_0"
+    assert set(moments) == {layer.name for layer in model.history_encoder.layers if "kernel" in str(layer.weights[:1])}
+    assert moments[name][0].shape == (8,)
+    copy = calibrated_copy(model, histories())
+    layer, original = (m.history_encoder.get_layer(name).get_weights() for m in (copy, model))
+    expected = moments[name][0] @ (original[0] - layer[0])
+    np.testing.assert_allclose(layer[1] - original[1], expected, rtol=1e-3, atol=1e-6)
+    again = plain_copy(copy)
+    round_encoder(again.history_encoder)  # storing it as int8 changes nothing
+    np.testing.assert_allclose(again.query_vectors(ROWS), copy.query_vectors(ROWS), rtol=1e-4, atol=1e-5)
+
+
+def test_the_lite_query_tower_gives_the_vectors_of_the_model(model):
+    content = convert_query_tower(model)
+    lite = LiteQueryTower(content)
+    cosines = []
+    for inputs in query_inputs(model, histories()):
+        got, exact = lite(inputs)[0], model.query_vectors(inputs["rows"])[0].numpy()
+        cosines.append(got @ exact / np.linalg.norm(got) / np.linalg.norm(exact))
+    assert len(cosines) == 64
+    assert min(cosines) > 0.99
+    assert TRAIN_EVENTS[0] == 0
