@@ -18,6 +18,8 @@ RECENCY_BUCKETS = 16
 TIMESTAMP_PARTS = 3
 # Name of the vocabulary of user ids: line n (from 0) is the user of row n + 1.
 USER_VOCABULARY = "users"
+# Name of the vocabulary of item ids, in which line n is the item of row n + 1 too.
+ITEM_VOCABULARY = "items"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def recency_bucket(age_days: float) -> int:
 
 __all__ = [
     "HOURS",
+    "ITEM_VOCABULARY",
     "RECENCY_BUCKETS",
     "TIMESTAMP_PARTS",
     "USER_VOCABULARY",

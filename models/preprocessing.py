@@ -13,6 +13,7 @@ from typing import Any
 from models.config import FeatureSpec, TwoTowerConfig
 from models.features import (
     HOURS,
+    ITEM_VOCABULARY,
     RECENCY_BUCKETS,
     WEEKDAYS,
     FeatureColumn,
@@ -24,7 +25,6 @@ from models.keras import tf
 # isort: split
 import tensorflow_transform as tft
 
-ITEM_VOCABULARY = "items"
 LARGEST_CATALOGUE = 2**24
 SECONDS_PER_DAY = 86_400
 PASSED_THROUGH = ("item_row", "item_live", "item_train_events", "user_id", "history_timestamps", "target_timestamps")
@@ -37,8 +37,8 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
 
     Args:
         inputs: `SparseTensor` of every raw key, as SequenceGen writes them.
-        custom_config: `two_tower` holds the JSON of `TwoTowerConfig`, `vocabularies` the folder of vocabularies
-            that continue the last run's; without it TFT makes them.
+        custom_config: `two_tower` holds the JSON of `TwoTowerConfig`, `vocabularies` the folder of the items by row
+            and of vocabularies that continue the last run's; without it TFT makes them.
 
     Returns:
         `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
@@ -49,12 +49,12 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
     """
     config = TwoTowerConfig.model_validate_json(custom_config["two_tower"])
     outputs = {key: inputs[key] for key in PASSED_THROUGH if key in inputs}
-    vocabulary = item_vocabulary(inputs["item_id"], inputs["item_row"])
+    folder = custom_config.get("vocabularies", "")
+    vocabulary = item_vocabulary(inputs["item_id"], inputs["item_row"], folder)
     for key in ("history", "targets"):
         if key in inputs:
             rows = tft.apply_vocabulary(inputs[key], vocabulary, default_value=-1)
             outputs[key] = with_values(rows, rows.values + 1)
-    folder = custom_config.get("vocabularies", "")
     for spec in config.features:
         if spec.raw_name not in inputs:
             raise ValueError(
@@ -65,14 +65,22 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
     return outputs
 
 
-def item_vocabulary(item_ids: Any, item_rows: Any) -> Any:
+def item_vocabulary(item_ids: Any, item_rows: Any, folder: str) -> Any:
     """Vocabulary file whose line n (from 0) is the item of row n + 1.
 
-    TFT orders a vocabulary by weight, so each id gets a weight that falls with its row. Weights are
-    float32: exact up to 2**24 items.
+    Where there is no such file TFT makes it. It orders a vocabulary by weight, so each id gets a weight that falls
+    with its row. Weights are float32: exact up to 2**24 items.
     """
+    if folder:
+        return written_vocabulary(folder, ITEM_VOCABULARY)
     weights = tf.cast(LARGEST_CATALOGUE - item_rows.values, tf.float32)
     return tft.vocabulary(item_ids.values, weights=weights, vocab_filename=ITEM_VOCABULARY)
+
+
+def written_vocabulary(folder: str, name: str) -> Any:
+    """A file that TFT did not make, in the form in which TFT applies it."""
+    tft.annotate_asset(name, name)  # By this name TFT finds the asset and its size again.
+    return tf.constant(f"{folder}/{name}")
 
 
 def with_values(sparse: Any, values: Any) -> Any:
@@ -110,10 +118,9 @@ def transform_vocabulary(values: Any, spec: FeatureSpec, inputs: Inputs, folder:
 def feature_vocabulary(words: Any, spec: FeatureSpec, folder: str) -> Any:
     """The file that continues the last run's, or one by frequency where there is no such file."""
     name = vocabulary_filename(spec)
-    if not folder:
-        return tft.vocabulary(words, top_k=spec.vocabulary_size, vocab_filename=name)
-    tft.annotate_asset(name, name)  # By this name TFT finds the asset and its size again.
-    return tf.constant(f"{folder}/{name}")
+    if folder:
+        return written_vocabulary(folder, name)
+    return tft.vocabulary(words, top_k=spec.vocabulary_size, vocab_filename=name)
 
 
 def transform_numeric(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
@@ -209,4 +216,4 @@ TRANSFORMS: Mapping[str, Callable[[Any, FeatureSpec, Inputs, str], Any]] = {
     "text": transform_text,
 }
 
-__all__ = ["ITEM_VOCABULARY", "TRANSFORMS", "dense_features", "preprocessing_fn"]
+__all__ = ["TRANSFORMS", "dense_features", "preprocessing_fn"]

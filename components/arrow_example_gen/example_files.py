@@ -30,7 +30,11 @@ _BEFORE, _AFTER = 12, 4
 
 
 def read_examples(
-    paths: Sequence[str], kinds: Mapping[str, str] | None = None, batch_rows: int = 65_536
+    paths: Sequence[str],
+    kinds: Mapping[str, str] | None = None,
+    batch_rows: int = 65_536,
+    *,
+    schema: schema_pb2.Schema | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Reads tf.Examples in file order.
 
@@ -39,6 +43,7 @@ def read_examples(
         kinds: Kind of each wanted feature (`id`, `string`, `strings`, `number`, `seconds`); without it all features are
             read in the types they have.
         batch_rows: Rows of a batch, at most.
+        schema: Instead of `kinds`: the wanted features and their types.
 
     Yields:
         Batches with one list column per feature, null where an example lacks it.
@@ -48,14 +53,21 @@ def read_examples(
     """
     for path in paths:
         with file_access(path).open(path) as stream:
-            yield from read_example_stream(stream, path, kinds, batch_rows)
+            yield from read_example_stream(stream, path, kinds, batch_rows, schema=schema)
 
 
 def read_example_stream(
-    stream: IO[bytes], name: str, kinds: Mapping[str, str] | None, batch_rows: int
+    stream: IO[bytes],
+    name: str,
+    kinds: Mapping[str, str] | None,
+    batch_rows: int,
+    *,
+    schema: schema_pb2.Schema | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Reads the tf.Examples of one open file; arguments and errors as in `read_examples`."""
-    decoder = ExamplesToRecordBatchDecoder(_schema(kinds).SerializeToString() if kinds is not None else None)
+    if kinds is not None:
+        schema = _schema(kinds)
+    decoder = ExamplesToRecordBatchDecoder(schema.SerializeToString() if schema is not None else None)
     for records in read_records(stream, name, batch_rows):
         try:
             yield decoder.DecodeBatch(records)

@@ -72,10 +72,9 @@ def test_records_are_the_same_byte_for_byte(outputs: dict[str, Path], output: st
 
 
 def test_transformed_records_are_the_same(outputs: dict[str, Path]) -> None:
-    """TFT's encoder orders features anew in each process, so its records are put in protobuf's order first.
+    """A z-score holds a mean that every engine adds up in an order of its own, so floats may differ in the last bit.
 
-    A z-score holds a mean that every engine adds up in an order of its own, so float32 values may differ in their
-    last bit; all other bytes are equal.
+    All other bytes are equal.
     """
     from models.keras import tf
 

@@ -133,6 +133,7 @@ def write_vocabularies(folder: Path, records: dict[str, list[dict]]) -> str:
             counts[f"vocabulary_{spec.transformed_name}"] = Counter(words)
     target = folder / "vocabularies"
     target.mkdir()
+    (target / "items").write_text("".join(f"{record['item_id'][0]}\n" for record in records["catalogue"]))
     for name, found in counts.items():
         words = sorted(found, key=lambda word, found=found: (-found[word], word))
         (target / name).write_text("".join(f"{word}\n" for word in words))
