@@ -1,8 +1,8 @@
-"""The data path beside stock TFX, and how it grows: `python benchmarks/data_path.py {compare,growth} [--json FILE]`.
+"""The data path beside stock TFX, and how it grows: `benchmarks/data_path.py {compare,growth,draw} [--json FILE]`.
 
 `compare` reads the same generated rows once with Tandem's nodes and once with TFX's own (CsvExampleGen, StatisticsGen,
 Transform), in one run, each node in a process of its own that is launched by TFX after all imports. `growth` runs
-Tandem's nodes on 1, 10 and 30 million interactions, and draws the figure beside the table.
+Tandem's nodes on 1, 10 and 30 million interactions; `draw` makes a picture of the figures it wrote to `--json`.
 CPU seconds and peak memory are the operating system's (`wait4`).
 """
 
@@ -219,16 +219,52 @@ def growth(sizes: Sequence[int], workers: int, scratch: Path) -> dict:
     return {"workers": workers, "runs": runs}
 
 
+def draw(figures: dict, path: Path) -> None:
+    """Draws CPU seconds per million interactions by step, and the highest memory of a node.
+
+    Args:
+        figures: Of `growth`.
+        path: SVG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "tandem"
+    runs = figures["runs"]
+    labels = [f"{run['rows'] // 1_000_000} M" for run in runs]
+    figure, (time_axes, memory_axes) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    bottom = np.zeros(len(runs))
+    for step in _GROUPS:
+        heights = np.array([run["cpu_seconds_per_million"][step] for run in runs])
+        time_axes.bar(labels, heights, 0.6, bottom, label=step)
+        bottom += heights
+    time_axes.bar_label(time_axes.containers[-1], [f"{total:.1f}" for total in bottom])
+    time_axes.set(title="CPU seconds per million interactions", xlabel="interactions", ylim=(0, 1.15 * bottom.max()))
+    time_axes.legend(fontsize="small")
+    memory = [run["steps"]["total"]["peak_rss_bytes"] / 2**30 for run in runs]
+    memory_axes.bar_label(memory_axes.bar(labels, memory, 0.6, color="tab:gray"), [f"{value:.2f}" for value in memory])
+    memory_axes.axhline(4, linestyle="--", color="tab:red", label="target")
+    memory_axes.set(title="highest memory of a node, GiB", xlabel="interactions", ylim=(0, 4.5))
+    memory_axes.legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one measurement and prints it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measurement", nargs="?", default="compare", choices=["compare", "growth"])
+    parser.add_argument("measurement", nargs="?", default="compare", choices=["compare", "growth", "draw"])
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of `compare`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 10_000_000, 30_000_000])
     parser.add_argument("--workers", type=int, default=1, help="[beam] num_workers of `growth`")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file; `draw` reads it")
+    parser.add_argument("--svg", type=Path, default=_HERE / "data_path_growth.svg", help="what `draw` writes")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
     options = parser.parse_args(arguments)
+    if options.measurement == "draw":
+        draw(json.loads(options.json.read_text(encoding="utf-8")), options.svg)
+        return 0
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="data-path-"))
     importlib.import_module("pipeline.pipeline")  # TFX first: it lends TFDV a module that newer tfx_bsl lacks.
     preload()
