@@ -13,32 +13,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import VARIANTS_FILE
-from pipeline.commands.compress import compress_model
+# Python puts a script's folder first on the path, where serving.py would stand in for the package `serving`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from components.artifacts import TRAINING_FOLDER, VARIANTS_FILE  # noqa: E402
+from pipeline.commands.compress import compress_model, trainer_output  # noqa: E402
 
 VARIANTS = (
     "bfloat16",
     "int8",
     "ptq+int8",
-    "qat+int8",
     "int4",
     "rq",
     "pq",
-    "prune50",
-    "prune75",
-    "prune50+int8",
-    "prune75+int8",
-    "prune50+qat+int8",
     "rows50+int8",
-    "dims50+int8",
+    "prune50",
+    "prune50+int8",
+    "prune75",
+    "prune75+int8",
+    "qat+int8",
     "units50+heads50+int8",
-    "history50+int8",
+    "dims50+int8",
+    "history32+int8",
+    "prune50+qat+int8",
 )
+INDEXED = ("bfloat16", "int8")
 MEGABYTE = 1e6
 
 
@@ -47,16 +53,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the chosen model; read if it exists")
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--model", type=Path, help="folder of a Trainer's output (default: that of the run)")
+    parser.add_argument("--retrieval", choices=("exact", "partitioned"), default="exact", help="of the variants")
+    parser.add_argument("--variants", help="names joined by commas (default: all)")
+    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument("--requests", type=int, default=400, help="timed requests of each variant")
     options = parser.parse_args()
-    if options.output.exists():
-        document = json.loads((options.output / VARIANTS_FILE).read_text(encoding="utf-8"))
-    else:
-        document, _ = compress_model(
+    if not options.output.exists():
+        search(options)
+    document = json.loads((options.output / VARIANTS_FILE).read_text(encoding="utf-8"))
+    print("\n".join(table(document["variants"])))
+    return 0
+
+
+def search(options: argparse.Namespace) -> None:
+    """Measures the variants and writes `options.output`."""
+    indexed = options.retrieval == "partitioned"
+    variants = options.variants.split(",") if options.variants else INDEXED if indexed else VARIANTS
+    with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:
+        model = options.model or options.run
+        compress_model(
+            with_index(model, Path(folder) / "model") if indexed else model,
             options.run,
-            output=options.output,
-            variants=options.variants.split(","),
+            options.output,
+            variants=variants,
             overrides=[
                 "compression.max_loss=1.0",
                 "compression.max_slice_loss=1.0",
@@ -64,11 +84,21 @@ def main() -> int:
                 "compression.max_training_share=1e6",
                 "compression.combine=false",
                 "compression.quality_users=0",
+                f"compression.fine_tune_epochs={options.epochs}",
                 f"compression.latency_requests={options.requests}",
             ],
         )
-    print("\n".join(table(document["variants"])))
-    return 0
+
+
+def with_index(model: Path, folder: Path) -> Path:
+    """A model whose variants are exported with a partitioned index; its `float32` stays as it is, with exact search."""
+    trained = trainer_output(model)
+    shutil.copytree(trained, folder)
+    file = folder / TRAINING_FOLDER / "config.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["config"]["retrieval"]["method"] = "partitioned"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    return folder
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

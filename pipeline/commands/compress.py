@@ -66,6 +66,11 @@ def compress_model(
     return _search(trained, runs[data], output, _settings(variants, overrides), tflite=tflite), output
 
 
+def trainer_output(model: Path) -> Path:
+    """The folder that holds a finished model: what the Trainer of a run wrote, or `model` itself."""
+    return _outputs(model)["Trainer", "model"] if (model / METADATA_FILE).is_file() else model
+
+
 def _settings(variants: Sequence[str], overrides: Sequence[str]) -> Any:
     """The `CompressionConfig` that the arguments ask for."""
     from pydantic import ValidationError
