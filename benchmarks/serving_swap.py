@@ -5,14 +5,17 @@ import http.client
 import shutil
 import time
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import psutil
+from tensorflow_serving.apis import predict_pb2
 
 from benchmarks.serving_clients import SteadyClient, closed_loop
 from benchmarks.serving_models import MODEL, recommend_requests, trivial_message, write_recommender, write_trivial
 from serving.launch import ServerProcess
+from serving.warmup_records import write_warmup_records
 
 Figures = dict[str, float]
 Limits = dict[str, tuple[float, float]]
@@ -40,6 +43,7 @@ def swap(base: Path, arguments: Namespace) -> tuple[Figures, Limits]:
         "seconds_per_swap": float(np.median([end - begin for begin, end in spans])),
         "requests": float(len(client.latencies) + len(client.failures)),
         "failed": float(len(client.failures)),
+        **{f"failed_{status}": float(count) for status, count in Counter(client.failures).items()},
         "older_after_newer": float(client.backwards),
         "steady_p50_ms": float(np.percentile(steady, 50)),
         "steady_p99_ms": float(np.percentile(steady, 99)),
@@ -62,6 +66,9 @@ def _write_versions(base: Path, staged: Path, swaps: int, model: str) -> bytes:
     else:
         write_recommender(base, "int8")
         message = recommend_requests()[0].grpc_message(MODEL)
+        # As the Pusher does, with other requests than those of the clients.
+        requests = [predict_pb2.PredictRequest.FromString(r.grpc_message(MODEL)) for r in recommend_requests()[1:21]]
+        write_warmup_records(base / "1", requests)
     for version in range(2, swaps + 2):
         shutil.copytree(base / "1", staged / str(version))
     return message

@@ -82,9 +82,10 @@ class ModelLoader:
 
 
 def load_model(path: Path, options: LoadOptions) -> LoadedModel:
-    """Loads and warms up the model of a folder."""
+    """Loads, prepares and warms up the model of a folder."""
     model = LoadedModel(path, options.tags, options.threads)
     try:
+        model.prepare()
         if options.warmup_iterations:
             run_warmup(model, path, options.warmup_iterations)
     except BaseException:

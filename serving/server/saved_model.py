@@ -26,6 +26,7 @@ from serving.server.tensors import object_array
 
 INIT_OP = "__saved_model_init_op"
 _MAX_CALLABLES = 256
+_MAX_PREPARED = 64  # signatures; the rest of the table is for requests with an output_filter
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,21 @@ class LoadedModel:
             return arrays
         by_name = dict(zip(wanted, arrays, strict=True))
         return [by_name[name] for name in fetches]
+
+    def prepare(self) -> None:
+        """Makes the callables of whole signatures, which optimises their graphs: 50 to 100 ms for each.
+
+        Without it the first request to a new version would wait for that, and those behind it. A signature that cannot
+        be run is left for its requests to find out, as in TensorFlow Serving.
+        """
+        signatures = [signature for name, signature in self.signatures.items() if name != INIT_OP]
+        for signature in signatures[:_MAX_PREPARED]:
+            feeds = tuple(signature.inputs[alias].name for alias in sorted(signature.inputs))
+            fetches = tuple(dict.fromkeys(signature.outputs[alias].name for alias in sorted(signature.outputs)))
+            try:
+                self._callable(feeds, fetches)
+            except errors_impl.OpError:
+                continue
 
     def _run_callable(self, handle: int, arguments: Sequence[np.ndarray]) -> list[Any]:
         try:

@@ -1,0 +1,66 @@
+"""A version is ready when it is loaded: its first request finds everything made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.lean_tensorflow import lean_tensorflow
+
+with lean_tensorflow():
+    from tensorflow_serving.apis import predict_pb2
+
+    from serving.server import inference, saved_model
+    from serving.server.loading import LoadOptions, load_model
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_saved_models import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "1")
+
+
+def _request(signature: str, name: str, dtype: int, **values: list[float]) -> predict_pb2.PredictRequest:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.signature_name = signature
+    tensor = request.inputs[name]
+    tensor.dtype = dtype
+    for field, own in values.items():
+        tensor.tensor_shape.dim.add(size=len(own))
+        getattr(tensor, field).extend(own)
+    return request
+
+
+def test_first_request_waits_for_no_graph(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(model_path, LoadOptions(warmup_iterations=0))
+    made: list[tuple[str, ...]] = []
+    make = saved_model._make_callable
+
+    def recorded(session, feeds, fetches, targets):
+        made.append(tuple(feeds))
+        return make(session, feeds, fetches, targets)
+
+    monkeypatch.setattr(saved_model, "_make_callable", recorded)
+    halved = inference.predict(model, _request("serving_default", "x", 1, float_val=[3.0]))
+    counted = inference.predict(model, _request("counted", "x", 1, float_val=[1.0, 2.0]))
+    assert list(halved.outputs["y"].float_val) == [3.5]
+    assert list(counted.outputs["count"].int_val) == [2]
+    assert made == []
+    model.close()
+
+
+def test_signature_that_cannot_run_does_not_stop_the_load(model_path: Path, tmp_path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    folder = tmp_path / "1"
+    folder.mkdir()
+    (folder / "variables").symlink_to(model_path / "variables")
+    (folder / "assets").symlink_to(model_path / "assets")
+    content = saved_model_pb2.SavedModel.FromString((model_path / "saved_model.pb").read_bytes())
+    content.meta_graphs[0].signature_def["counted"].outputs["count"].name = "nowhere:0"
+    (folder / "saved_model.pb").write_bytes(content.SerializeToString())
+    model = load_model(folder, LoadOptions())
+    answer = inference.predict(model, _request("serving_default", "x", 1, float_val=[1.0]))
+    assert np.isclose(answer.outputs["y"].float_val[0], 2.5)
+    model.close()
