@@ -10,7 +10,7 @@ from models.retrieval.errors import RetrievalError
 
 # Below this many columns one `top_k` over all scores is as fast as two passes.
 TWO_PASS_COLUMNS = 8192
-BLOCK = 128
+BLOCK = 64
 # Products of larger values overflow float32.
 LARGEST = 1e15
 
