@@ -16,6 +16,12 @@ from serving.load_generator import Target, run_at_rate
 
 Figures = dict[str, float]
 Limits = dict[str, tuple[float, float]]
+# The values of serving/deploy/config/batching.config. With the default of 1000 rows a backlog runs as one batch, whose
+# scores of 100,000 items take gigabytes, and the heap stays that large.
+_BATCHING = (
+    "max_batch_size { value: 32 } batch_timeout_micros { value: 2000 } num_batch_threads { value: 1 } "
+    "max_enqueued_batches { value: 100 }"
+)
 _SAMPLE_SECONDS = 5.0
 _REPORT_SECONDS = 60.0
 
@@ -26,7 +32,10 @@ def soak(base: Path, arguments: Namespace) -> tuple[Figures, Limits]:
     requests = recommend_requests()
     messages = [request.grpc_message(MODEL) for request in requests]
     seconds = arguments.seconds or 1800
-    flags = ["--enable_batching", "--tensorflow_intra_op_parallelism=1"]
+    parameters = base.parent / "batching.txt"
+    parameters.write_text(_BATCHING)
+    threads = "--tensorflow_intra_op_parallelism=1"
+    flags = ["--enable_batching", f"--batching_parameters_file={parameters}", threads]
     with ServerProcess(base, MODEL, flags=flags) as server:
         capacity = asyncio.run(closed_loop(server.grpc_address, server.pid, messages, 16, 20)).figures()["per_second"]
         target = Target("grpc", server.grpc_address, MODEL, 30)
