@@ -36,6 +36,7 @@ ITEM_VOCABULARY_FILE = "items.txt"
 SUMMARY_FILE = "summary.json"
 BASELINES_FILE = "baselines.json"
 VARIANTS_FILE = "variants.json"
+TRIALS_FILE = "trials.json"
 RETRIEVAL_METRICS_FILE = "retrieval_metrics.json"
 TRAINING_FOLDER = "training"
 # Of a trained model: weights fitted in the same way on all events, for the push.

@@ -182,6 +182,8 @@ class TrainingBatches:
     def epoch(self, number: int) -> Iterator[dict[str, NDArray]]:
         """Batches of one epoch: `rows`, `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
 
+        Event values of the sequences travel along, `(B, L, ...)`.
+
         Args:
             number: Of the epoch; with the seed it decides order and labels.
         """
@@ -210,6 +212,9 @@ class TrainingBatches:
         if self.weights is not None:
             batch["weights"] = np.where(wanted, self.weights[of_label], 0).astype(np.float32)
         batch |= {name: feature[owners] for name, feature in self.sequences.features.items()}
+        for name, of_event in self.sequences.event_values.items():
+            beside = inside.reshape(*inside.shape, *[1] * (of_event.ndim - 1))
+            batch[name] = np.where(beside, of_event[place], 0).astype(of_event.dtype)
         missing = size - len(chosen)
         if missing:
             batch = {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()}

@@ -7,9 +7,12 @@ rebuild the typed objects with `Model.model_validate_json`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Losses without a softmax, whose target a teacher could share.
+UNTAUGHT_LOSSES = ("gbce", "least_squares")
 
 
 class Record(BaseModel):
@@ -170,11 +173,14 @@ class TrainingConfig(Record):
 
     Attributes:
         strategy: `tf.distribute` strategy; `mirrored` uses every visible GPU and one device where
-            there is at most one.
+            there is at most one; `multi_worker_mirrored` the processes that `TF_CONFIG` names.
+        worker_timeout_seconds: How long a worker waits for the others before it gives up.
         epochs: Upper bound.
         item_initialization: Start of the item id embeddings: a factorisation of what occurs together in the
             train histories (seconds, saves epochs), or noise.
-        batch_size: Sequences in a global batch.
+        batch_size: Sequences in a global batch, over all replicas.
+        accumulate_steps: Parts into which every replica cuts its share of a batch; their gradients are summed before
+            the optimiser's step, so that a batch needs the memory of a part. `in_batch` compares within a part.
         learning_rate: Peak rate of Adam.
         schedule: Of the learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up.
@@ -200,9 +206,11 @@ class TrainingConfig(Record):
     """
 
     strategy: Literal["one_device", "mirrored", "multi_worker_mirrored"] = "mirrored"
+    worker_timeout_seconds: float = Field(600, gt=0)
     epochs: int = Field(20, ge=1, le=10_000)
     item_initialization: Literal["co_occurrence", "random"] = "co_occurrence"
     batch_size: int = Field(128, ge=1, le=65_536)
+    accumulate_steps: int = Field(1, ge=1, le=256)
     learning_rate: float = Field(1e-3, gt=0, le=10)
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
@@ -221,6 +229,43 @@ class TrainingConfig(Record):
     mixed_precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     jit_compile: bool = False
     seed: int = Field(42, ge=0)
+
+
+class DistillationConfig(Record):
+    """Trains the model as the student of a larger teacher.
+
+    Attributes:
+        enabled: False trains on labels alone.
+        teacher: Folder of a trained model, the `training` folder beside its SavedModel; empty = the teacher is
+            trained first, in the same Trainer run.
+        model: Keys of `[model]` in which a teacher trained here differs, such as `{ embedding_dim = 256 }`.
+        training: Keys of `[training]` in which its training differs.
+        top_k: Items of each list that the teacher leaves for an event.
+        temperature: Divides the teacher's scores before they become shares; higher spreads them.
+        weight: Share of the teacher's list in the target; the label has the rest.
+    """
+
+    enabled: bool = False
+    teacher: str = ""
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    top_k: int = Field(20, ge=1, le=1000)
+    temperature: float = Field(1.0, gt=0, le=100)
+    weight: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> DistillationConfig:
+        described = bool(self.model or self.training)
+        if self.enabled and self.teacher and described:
+            raise ValueError(
+                "`teacher` names a trained model, so `model` and `training` have nothing to say; drop them or `teacher`"
+            )
+        if self.enabled and not self.teacher and not self.model:
+            raise ValueError(
+                "there is no teacher: name the folder of a trained model as `teacher`, or say in `model` how a teacher "
+                "trained first is larger, e.g. model = { embedding_dim = 256 }"
+            )
+        return self
 
 
 class CompressionConfig(Record):
@@ -275,6 +320,7 @@ class TwoTowerConfig(Record):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    distillation: DistillationConfig = DistillationConfig()
     compression: CompressionConfig = CompressionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
 
@@ -303,6 +349,36 @@ class TwoTowerConfig(Record):
                 raise ValueError(f"feature {feature.name!r} of the {feature.tower} tower is declared twice")
             seen.add(key)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> TwoTowerConfig:
+        if not self.distillation.enabled:
+            return self
+        if self.loss.kind in UNTAUGHT_LOSSES:
+            raise ValueError(
+                f"distillation mixes the teacher's shares into a softmax's target, and loss.kind = {self.loss.kind!r} "
+                "has none; choose full_softmax, sampled_softmax or in_batch"
+            )
+        self.teacher_config()
+        return self
+
+    def teacher_config(self) -> TwoTowerConfig:
+        """What a teacher that is trained first is trained with.
+
+        Raises:
+            ValueError: If `distillation.model` or `distillation.training` holds an unknown key or a bad value.
+        """
+        parts: dict[str, Any] = {}
+        for section, changes in (("model", self.distillation.model), ("training", self.distillation.training)):
+            record = getattr(self, section)
+            try:
+                parts[section] = type(record).model_validate(record.model_dump() | changes)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                key = ".".join(str(part) for part in problem["loc"])
+                message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+                raise ValueError(f"distillation.{section}.{key}: {message}") from None
+        return TwoTowerConfig(features=self.features, loss=self.loss, retrieval=self.retrieval, **parts)
 
     def tower_features(self, tower: str) -> tuple[FeatureSpec, ...]:
         """Features of one tower, in the order of the preset."""

@@ -6,7 +6,9 @@ Used by the Trainer and, with fewer epochs and wrapped towers, by the Compressor
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import numpy as np
 
 from models.batches import LabelRules, TrainingBatches
 from models.config import TrainingConfig
+from models.distribution import has_workers, is_chief, make_strategy, of_chief
 from models.keras import keras, tf
 from models.precision import compute_precision
 from models.ranking import Ranker, sample_sequences
@@ -25,6 +28,7 @@ from models.two_tower import TwoTowerModel
 
 PREFETCHED_BATCHES = 4
 LOGGED_EVERY_STEPS = 20
+AGREED_EVERY_STEPS = 20
 
 
 class StepCallback(Protocol):
@@ -82,21 +86,6 @@ class FitResult:
         for row in rows:
             row.update({key: None for key, value in row.items() if isinstance(value, float) and math.isnan(value)})
         return record
-
-
-def make_strategy(config: TrainingConfig) -> Any:
-    """The `tf.distribute` strategy of the preset.
-
-    `mirrored` spreads over every visible GPU, and over logical CPU devices if there are several; one device
-    otherwise.
-    """
-    if config.strategy == "multi_worker_mirrored":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if config.strategy == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        if len(devices) > 1:
-            return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
 
 
 def make_optimizer(config: TrainingConfig) -> Any:
@@ -176,7 +165,7 @@ class _Fitting:
             training.batch_size,
             every_event=training.windows,
             seed=training.seed,
-            multiple=strategy.num_replicas_in_sync,
+            multiple=strategy.num_replicas_in_sync * training.accumulate_steps,
             labels=LabelRules.of(training),
         )
         if not len(self.batches.windows):
@@ -191,11 +180,13 @@ class _Fitting:
             self.optimizer = make_optimizer(training)
             self.optimizer.build(model.trainable_variables)
         model.compile(optimizer=self.optimizer)
-        self.writer = tf.summary.create_file_writer(str(log_dir)) if log_dir else None
+        if has_workers(strategy):
+            model.set_weights(of_chief(strategy, model.get_weights()))
+        self.writer = tf.summary.create_file_writer(str(log_dir)) if log_dir and is_chief(strategy) else None
         self.step_function = tf.function(self._step, jit_compile=training.jit_compile or None, autograph=False)
         self.records: list[EpochRecord] = []
         self.best_ndcg, self.best_epoch, self.best_weights = -1.0, 0, model.get_weights()
-        self.steps, self.elapsed, self.cpu = 0, 0.0, 0.0
+        self.steps, self.elapsed, self.cpu, self.agreed = 0, 0.0, 0.0, 0.0
         self.checkpoints = _Checkpoints(self, checkpoint_dir) if checkpoint_dir else None
 
     def _step(self, batch: Any) -> Any:
@@ -207,7 +198,7 @@ class _Fitting:
     def _prefetched(self, epoch: int) -> Iterator[Any]:
         """Batches of an epoch, made ahead of time in a tf.data thread, spread over the replicas."""
         signature = {
-            name: tf.TensorSpec([None, None], tf.as_dtype(values.dtype))
+            name: tf.TensorSpec([None] * values.ndim, tf.as_dtype(values.dtype))
             for name, values in next(self.batches.epoch(epoch)).items()
         }
         dataset = tf.data.Dataset.from_generator(lambda: self.batches.epoch(epoch), output_signature=signature)
@@ -259,6 +250,14 @@ class _Fitting:
         since = sum(not math.isnan(record.ndcg_at_10) for record in self.records[self.best_epoch :])
         return since >= self.training.early_stopping_patience
 
+    def _agreed_seconds(self, seconds: float) -> float:
+        """The chief's clock, asked now and then, so that all workers decay and stop at the same step."""
+        if not self.training.max_train_seconds or not has_workers(self.strategy):
+            return seconds
+        if self.steps % AGREED_EVERY_STEPS == 0:
+            self.agreed = float(of_chief(self.strategy, [np.float32(seconds)])[0])
+        return self.agreed
+
     def _progress(self, seconds: float) -> float:
         by_steps = self.steps / (self.batches.steps_per_epoch * self.training.epochs)
         budget = self.training.max_train_seconds
@@ -274,7 +273,7 @@ class _Fitting:
             wait += time.monotonic() - asked
             if batch is None:
                 break
-            progress = self._progress(time.monotonic() - started)
+            progress = self._progress(self._agreed_seconds(time.monotonic() - started))
             if progress >= 1.0 and self.training.max_train_seconds:
                 finished = False
                 break
@@ -317,6 +316,8 @@ class _Fitting:
         if self.validation is None or ((epoch + 1) % self.training.validate_every_epochs and not last):
             return {}
         metrics = self.ranker.evaluate(self.validation)
+        names = list(metrics)
+        metrics = dict(zip(names, map(float, of_chief(self.strategy, [metrics[name] for name in names])), strict=True))
         if metrics["ndcg@10"] > self.best_ndcg:
             self.best_ndcg, self.best_epoch = metrics["ndcg@10"], epoch + 1
             self.best_weights = self.model.get_weights()
@@ -363,12 +364,12 @@ class _Checkpoints:
         self.checkpoint = tf.train.Checkpoint(
             model=fitting.model, optimizer=fitting.optimizer, best=self.best, state=self.text
         )
-        self.manager = tf.train.CheckpointManager(self.checkpoint, self.folder, max_to_keep=1)
+        # Every worker takes part in writing a checkpoint, but only the chief's is kept and read.
+        own = self.folder if is_chief(fitting.strategy) else tempfile.mkdtemp(prefix="tandem-checkpoint-")
+        self.manager = tf.train.CheckpointManager(self.checkpoint, own, max_to_keep=1)
 
     def save(self) -> None:
         """Writes the state of the fitting."""
-        import json
-
         fitting = self.fitting
         for variable, value in zip(self.best, fitting.best_weights, strict=True):
             variable.assign(value)
@@ -382,11 +383,17 @@ class _Checkpoints:
 
     def restore(self) -> bool:
         """Reads the newest checkpoint, if there is one."""
-        import json
-
-        if not self.manager.latest_checkpoint:
+        latest = tf.train.latest_checkpoint(self.folder)
+        found = int(latest.rpartition("-")[2]) if latest else 0
+        of_the_chief = int(of_chief(self.fitting.strategy, [np.float32(found)])[0])
+        if found != of_the_chief:
+            raise ValueError(
+                f"this worker finds checkpoint {found} in {self.folder}, the chief {of_the_chief}: all workers must "
+                "read the same folder, so put the run folder on a file system that they share"
+            )
+        if latest is None:
             return False
-        self.checkpoint.restore(self.manager.latest_checkpoint).expect_partial()
+        self.checkpoint.restore(latest).expect_partial()
         state = json.loads(self.text.numpy().decode())
         fitting = self.fitting
         fitting.records = [EpochRecord(**record) for record in state["records"]]

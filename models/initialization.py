@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from models.keras import keras
 from models.training_data import Ragged
 from models.two_tower import TwoTowerModel
 
@@ -91,4 +92,19 @@ def initialize_item_embeddings(model: TwoTowerModel, histories: Ragged, seed: in
         table.embeddings.assign(vectors * (STANDARD_DEVIATION / spread))
 
 
-__all__ = ["co_occurrences", "factorize", "initialize_item_embeddings", "positive_pmi"]
+def clear_untrained_ids(model: TwoTowerModel) -> None:
+    """Zeroes the id embeddings of items without train events: no gradient reaches them, and noise is no start.
+
+    Content alone then carries such an item.
+
+    Args:
+        model: Freshly built, with its catalogue.
+    """
+    untrained = model.item_features.train_events == 0
+    for tower in (model.candidate_tower, model.history_encoder):
+        for layer in tower.layers:
+            if isinstance(layer, keras.layers.Embedding) and layer.input_dim == model.num_items + 1:
+                layer.embeddings.assign(np.where(untrained[:, None], 0, layer.embeddings.numpy()))
+
+
+__all__ = ["clear_untrained_ids", "co_occurrences", "factorize", "initialize_item_embeddings", "positive_pmi"]

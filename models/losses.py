@@ -192,14 +192,41 @@ def in_batch_loss(
     # TFRS expects the target of query i in column i, so the own targets come first.
     candidates, ids = gather_replicas(target_vectors), gather_replicas(targets)
     probability = None if target_probabilities is None else gather_replicas(target_probabilities)
-    return task(
-        queries,
-        candidates,
-        candidate_ids=ids,
-        candidate_sampling_probability=probability,
-        compute_metrics=False,
-        compute_batch_metrics=False,
-    )
+
+    # TFRS asks for the `len` of a tensor's shape, which only AutoGraph can answer; the training step has it off.
+    @tf.function
+    def loss() -> Any:
+        return task(
+            queries,
+            candidates,
+            candidate_ids=ids,
+            candidate_sampling_probability=probability,
+            compute_metrics=False,
+            compute_batch_metrics=False,
+        )
+
+    return loss()
+
+
+def soft_target_difference(queries: Any, label_vectors: Any, list_vectors: Any, shares: Any) -> Any:
+    """What turns cross-entropy with a label into cross-entropy with soft targets.
+
+    With logits s, a label y and shares t_j that sum to m, the target m * t + (1 - m) * onehot(y) has the
+    cross-entropy logsumexp(s) - (1 - m) s_y - sum_j t_j s_j: that of the label, plus m s_y - sum_j t_j s_j.
+    The normaliser is shared, so the teacher's lists cost K products a query, whatever estimates it.
+
+    Args:
+        queries: Float `(..., D)`, already divided by the temperature.
+        label_vectors: Float `(..., D)`.
+        list_vectors: Float `(..., K, D)`.
+        shares: float32 `(..., K)`, at least 0, sum at most 1.
+
+    Returns:
+        float32 `(...)`.
+    """
+    soft = tf.squeeze(tf.matmul(shares[..., tf.newaxis, :], list_vectors), axis=-2)
+    mass = tf.reduce_sum(shares, axis=-1, keepdims=True)
+    return tf.reduce_sum(queries * (mass * label_vectors - soft), axis=-1)
 
 
 def gather_replicas(values: Any) -> Any:
@@ -218,6 +245,8 @@ def gather_replicas(values: Any) -> Any:
 
 class NegativeSampler:
     """Draws item rows with replacement: uniformly, by frequency, or half and half.
+
+    Items without train events are never drawn: as negatives alone they would learn to be no answer.
 
     Args:
         train_events: Events per item row `(N + 1,)`, row 0 is padding.
@@ -251,8 +280,9 @@ def sampling_probability(train_events: NDArray[np.int64], kind: str) -> NDArray[
     """Probability that one draw gives each row, float64 `(N + 1,)`; 0 at row 0."""
     events = np.array(train_events, dtype=np.float64)
     events[0] = 0.0
-    uniform = np.ones_like(events) / (len(events) - 1)
-    uniform[0] = 0.0
+    uniform = (events > 0) / max((events > 0).sum(), 1)
+    if not events.any():
+        uniform[1:] = 1.0 / (len(events) - 1)
     frequency = events / events.sum() if events.sum() else uniform
     return {"uniform": uniform, "frequency": frequency, "mixed": (uniform + frequency) / 2}[kind]
 
@@ -266,4 +296,5 @@ __all__ = [
     "in_batch_loss",
     "sampled_softmax_loss",
     "sampling_probability",
+    "soft_target_difference",
 ]

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from models.config import TrainingConfig, TwoTowerConfig
-from models.fitting import EpochRecord, FitResult, fit, make_strategy
-from models.initialization import initialize_item_embeddings
+from models.distillation import taught
+from models.distribution import is_chief, make_strategy
+from models.fitting import EpochRecord, FitResult, fit
+from models.initialization import clear_untrained_ids, initialize_item_embeddings
 from models.input_pipeline import load_training_data
 from models.keras import keras, tf
 from models.linear_autoencoder import solve
@@ -24,7 +26,8 @@ from models.popularity_trend import Correction, apply_correction, choose_correct
 from models.ranking import Ranker
 from models.serving_graph.users import UserHistories
 from models.training_data import TrainingData
-from models.two_tower import TwoTowerModel
+from models.tuning.space import with_values
+from models.two_tower import TwoTowerModel, load
 
 TRAINING_FOLDER = "training"
 REFITTED_FOLDER = "training_refitted"
@@ -35,12 +38,14 @@ def run_fn(fn_args: Any) -> None:
     """Trains, saves the weights beside the SavedModel, exports.
 
     Args:
-        fn_args: TFX `FnArgs`; `custom_config["two_tower"]` holds the JSON of `TwoTowerConfig`.
+        fn_args: TFX `FnArgs`; `custom_config["two_tower"]` holds the JSON of `TwoTowerConfig`, `hyperparameters` what
+            the Tuner chose.
     """
     from models.export import Catalogue, ServedTowers, export_saved_model
 
     started = time.monotonic()
-    config = TwoTowerConfig.model_validate_json(fn_args.custom_config["two_tower"])
+    config = chosen_config(fn_args)
+    strategy = make_strategy(config.training)  # before TensorFlow runs anything: workers have to find each other first
     patterns = patterns_by_split([*fn_args.train_files, *fn_args.eval_files])
     data = load_training_data(patterns, fn_args.transform_graph_path, config)
     print(
@@ -54,6 +59,8 @@ def run_fn(fn_args: Any) -> None:
         log_dir=fn_args.model_run_dir,
         checkpoint_dir=checkpoint_folder(fn_args),
     )
+    if not is_chief(strategy):
+        return
     model = trained.model
     serving = PurePosixPath(fn_args.serving_model_dir)
     training = str(serving.parent / TRAINING_FOLDER)
@@ -72,6 +79,13 @@ def run_fn(fn_args: Any) -> None:
     )
     if tf.io.gfile.exists(checkpoint_folder(fn_args)):
         tf.io.gfile.rmtree(checkpoint_folder(fn_args))
+
+
+def chosen_config(fn_args: Any) -> TwoTowerConfig:
+    """The preset's configuration with what the Tuner found, if there is one."""
+    config = TwoTowerConfig.model_validate_json(fn_args.custom_config["two_tower"])
+    found = getattr(fn_args, "hyperparameters", None)
+    return with_values(config, found["values"]) if found else config
 
 
 def user_histories(data: TrainingData) -> UserHistories:
@@ -109,11 +123,24 @@ def train(
     config: TwoTowerConfig,
     data: TrainingData,
     *,
+    teacher: TwoTowerModel | None = None,
     log_dir: str | None = None,
     checkpoint_dir: str | None = None,
 ) -> Trained:
-    """Builds and fits a model; with `refit` a second one on all events, for the chosen number of epochs."""
+    """Builds and fits a model; with `refit` a second one on all events, for the chosen number of epochs.
+
+    Args:
+        config: Of the model; with `distillation.enabled` it is a student.
+        data: Histories and catalogue.
+        teacher: A trained model to learn from, whatever `distillation` says of the teacher.
+        log_dir: Folder for TensorBoard scalars; None = none.
+        checkpoint_dir: Folder for checkpoints; None = none.
+    """
     training = config.training
+    if teacher is None and config.distillation.enabled:
+        teacher = _teacher(config, data, _below(log_dir, "teacher"), _below(checkpoint_dir, "teacher"))
+    if teacher is not None:
+        data = taught(data, teacher, config.distillation, novel=training.novel_labels)
     model, result = _fit_new(config, data, training, log_dir, _below(checkpoint_dir, "fit"))
     correction = Correction("none")
     if training.popularity_trend and data.validation is not None:
@@ -131,6 +158,19 @@ def train(
         refitted, _ = _fit_new(config, everything, training, _below(log_dir, "refit"), _below(checkpoint_dir, "refit"))
         apply_correction(refitted, correction, data.everything)
     return Trained(model, refitted, result, correction)
+
+
+def _teacher(
+    config: TwoTowerConfig, data: TrainingData, log_dir: str | None, checkpoint_dir: str | None
+) -> TwoTowerModel:
+    """The teacher that `distillation` names, or one trained now; a killed run finds it in its checkpoints."""
+    if config.distillation.teacher:
+        return load(config.distillation.teacher)
+    teacher_config = config.teacher_config()
+    print("the teacher first", flush=True)
+    teacher, result = _fit_new(teacher_config, data, teacher_config.training, log_dir, checkpoint_dir)
+    print(f"teacher of {result.parameters:,} parameters: ndcg@10 {result.best_ndcg:.4f}; now the student", flush=True)
+    return teacher
 
 
 def _below(folder: str | None, name: str) -> str | None:
@@ -154,6 +194,7 @@ def _fit_new(
             return model, _solve(model, data)
         if training.item_initialization == "co_occurrence":
             initialize_item_embeddings(model, data.train.rows, training.seed)
+        clear_untrained_ids(model)
     result = fit(
         model,
         data,
@@ -227,7 +268,7 @@ def checkpoint_folder(fn_args: Any) -> str:
     what decides the training; it is removed when training ends.
     """
     parts = [fn_args.transform_graph_path, *sorted(fn_args.train_files), *sorted(fn_args.eval_files)]
-    parts.append(json.dumps(fn_args.custom_config, sort_keys=True))
+    parts.append(json.dumps([fn_args.custom_config, getattr(fn_args, "hyperparameters", None)], sort_keys=True))
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return str(PurePosixPath(fn_args.model_run_dir).parent / f"checkpoints-{digest}")
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+# Event values that `models.distillation` writes and the loss reads.
+TEACHER_ROWS, TEACHER_SHARES = "teacher_rows", "teacher_shares"
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -55,6 +58,7 @@ class Sequences:
         targets: Item rows to be found, for evaluation.
         timestamps: Seconds, aligned with `rows`.
         user_ids: Bytes, one per history.
+        event_values: Further arrays `(events, ...)` aligned with `rows`, which batches hand on.
     """
 
     rows: Ragged
@@ -62,6 +66,7 @@ class Sequences:
     targets: Ragged | None = None
     timestamps: Ragged | None = None
     user_ids: NDArray | None = None
+    event_values: Mapping[str, NDArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,7 +21,7 @@ from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.precision import compute_precision
 from models.towers import build_candidate_tower
-from models.training_data import ItemFeatures
+from models.training_data import TEACHER_ROWS, TEACHER_SHARES, ItemFeatures
 
 # isort: split
 import tensorflow_recommenders as tfrs
@@ -91,10 +91,13 @@ class TwoTowerModel(tfrs.Model):
             column.name: tf.constant(items.features[column.name], tf.float32 if column.is_numeric else tf.int32)
             for column in self.candidate_columns
         }
-        events = items.train_events.astype(np.float64) + 1.0
-        log_popularity = np.log(events / events[1:].mean()).astype(np.float32)
-        log_popularity[0] = 0.0
-        self._log_popularity = tf.constant(log_popularity)
+        self._log_popularity = tf.constant(log_popularity(items.train_events))
+        trained = np.flatnonzero(items.train_events[1:]) + 1
+        self.num_trained = len(trained) or self.num_items
+        # Items that training never sees stay out of the softmax: as negatives alone they would learn to be no answer.
+        self._trained_rows = None if self.num_trained == self.num_items else np.concatenate([[0], trained])
+        self._trained_place = np.zeros(self.num_items + 1, np.int32)
+        self._trained_place[trained] = np.arange(1, len(trained) + 1)
         kind: str = self.config.loss.negative_sampling
         kind = {"gbce": "uniform", "in_batch": "frequency"}.get(self.loss_kind, kind)
         self.sampler = losses.NegativeSampler(items.train_events, kind)
@@ -141,23 +144,28 @@ class TwoTowerModel(tfrs.Model):
         """True for a least-squares model, whose scores estimate probabilities; the others' are logits."""
         return self.config.loss.kind == "least_squares"
 
-    def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> Any:
+    def compute_loss(self, inputs: Mapping[str, Any], training: bool = False, total: Any = None) -> Any:
         """Weighted mean loss per target of the global batch, as this replica's share: shares add up over replicas.
 
         Args:
             inputs: `rows` int32 `(B, L)` and `labels` int32 `(B, L)` (the item after each position; 0 =
                 none), both left-padded, the query features, and optionally `weights` float `(B, L)` of the
-                labels (`in_batch` takes a positive weight as 1).
+                labels (`in_batch` takes a positive weight as 1) and a teacher's `teacher_rows` int32 and
+                `teacher_shares` float32 `(B, L, K)` (`models.distillation`).
             training: Whether dropout is active.
+            total: Weight of the global batch, if `inputs` are a part of a replica's share; None = they are all of it.
 
         Returns:
             float32 scalar.
         """
+        weights = self._label_weights(inputs)
+        total = sum_over_replicas(tf.reduce_sum(weights)) if total is None else total
+        return self.losses_by_kind[self.loss_kind](inputs, weights, training) / tf.maximum(total, 1e-6)
+
+    def _label_weights(self, inputs: Mapping[str, Any]) -> Any:
+        """Weight of each label `(B, L)`, 0 where there is none."""
         weights = tf.cast(tf.not_equal(inputs["labels"], 0), tf.float32)
-        if "weights" in inputs and self.loss_kind != "in_batch":
-            weights *= inputs["weights"]
-        loss = self.losses_by_kind[self.loss_kind](inputs, weights, training)
-        return loss / tf.maximum(sum_over_replicas(tf.reduce_sum(weights)), 1e-6)
+        return weights * inputs["weights"] if "weights" in inputs and self.loss_kind != "in_batch" else weights
 
     @property
     def loss_kind(self) -> str:
@@ -196,27 +204,45 @@ class TwoTowerModel(tfrs.Model):
     def _full_softmax(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
         table = self.candidate_vectors(training)
         queries = self._queries(tf.gather(table, inputs["rows"]), inputs, training)
-        queries = tf.reshape(queries, [-1, queries.shape[-1]])
-        labels, weights = tf.reshape(inputs["labels"], [-1]), tf.reshape(weights, [-1])
+        labels = inputs["labels"]
         table = self._with_bias(table)
+        taught = 0.0
+        if TEACHER_ROWS in inputs:
+            lists = tf.gather(table, inputs[TEACHER_ROWS])
+            taught = self._taught(queries, tf.gather(table, labels), lists, inputs, weights)
+        queries = tf.reshape(queries, [-1, queries.shape[-1]])
+        labels, weights = tf.reshape(labels, [-1]), tf.reshape(weights, [-1])
+        if self._trained_rows is not None:
+            table = tf.gather(table, self._trained_rows)
+            labels = tf.gather(self._trained_place, labels)
+            weights = tf.where(labels > 0, weights, 0.0)
         if self.precision == "bfloat16":
             queries, table = tf.cast(queries, tf.bfloat16), tf.cast(table, tf.bfloat16)
-        return losses.full_softmax_loss(queries, labels, weights, table)
+        return losses.full_softmax_loss(queries, labels, weights, table) + taught
+
+    def _taught(self, queries: Any, labels: Any, lists: Any, inputs: Mapping[str, Any], weights: Any) -> Any:
+        """What the teacher's lists add to the weighted sum; 0 without a teacher (`lists` is None)."""
+        if lists is None:
+            return 0.0
+        shares = inputs[TEACHER_SHARES] * self.config.distillation.weight
+        return tf.reduce_sum(losses.soft_target_difference(queries, labels, lists, shares) * weights)
 
     def _vectors_of_batch(self, inputs: Mapping[str, Any], negatives: Any, training: bool) -> tuple[Any, ...]:
-        """Vectors of the batch's histories `(B, L, D)`, labels and negatives (with bias), each distinct row once."""
-        groups = (inputs["rows"], inputs["labels"], negatives)
+        """Vectors of histories, labels, negatives and teacher lists (all but the first with bias), each row once."""
+        groups = (inputs["rows"], inputs["labels"], negatives, inputs.get(TEACHER_ROWS, tf.zeros([0], tf.int32)))
         distinct, index = tf.unique(tf.concat([tf.reshape(group, [-1]) for group in groups], axis=0))
         table = self.vectors_of(distinct, training)
         joint = self._with_bias(table, distinct)
-        parts = tf.split(index, [tf.size(group) for group in groups], num=3)
-        rows, labels, drawn = (tf.reshape(part, tf.shape(group)) for part, group in zip(parts, groups, strict=True))
-        return tf.gather(table, rows), tf.gather(joint, labels), tf.gather(joint, drawn)
+        parts = tf.split(index, [tf.size(group) for group in groups], num=len(groups))
+        rows, *others = (tf.reshape(part, tf.shape(group)) for part, group in zip(parts, groups, strict=True))
+        labels, drawn, lists = (tf.gather(joint, part) for part in others)
+        return tf.gather(table, rows), labels, drawn, lists if TEACHER_ROWS in inputs else None
 
     def _sampled_softmax(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
         negatives = self.sampler.sample([self.config.loss.num_negatives])
-        history, targets, others = self._vectors_of_batch(inputs, negatives, training)
+        history, targets, others, lists = self._vectors_of_batch(inputs, negatives, training)
         queries = self._queries(history, inputs, training)
+        taught = self._taught(queries, targets, lists, inputs, weights)
         per_query = losses.sampled_softmax_loss(
             tf.reshape(queries, [-1, queries.shape[-1]]),
             tf.reshape(targets, [-1, queries.shape[-1]]),
@@ -225,14 +251,15 @@ class TwoTowerModel(tfrs.Model):
             negatives,
             self.sampler.log_counts(negatives) if self.config.loss.logq_correction else None,
         )
-        return tf.reduce_sum(per_query * tf.reshape(weights, [-1]))
+        return tf.reduce_sum(per_query * tf.reshape(weights, [-1])) + taught
 
     def _in_batch(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
-        history, targets, _ = self._vectors_of_batch(inputs, tf.zeros([0], tf.int32), training)
+        history, targets, _, lists = self._vectors_of_batch(inputs, tf.zeros([0], tf.int32), training)
         queries = self._queries(history, inputs, training)
+        taught = self._taught(queries, targets, lists, inputs, weights)
         kept = weights > 0
         labels = tf.boolean_mask(inputs["labels"], kept)
-        return losses.in_batch_loss(
+        return taught + losses.in_batch_loss(
             tf.boolean_mask(queries, kept),
             tf.boolean_mask(targets, kept),
             labels,
@@ -241,10 +268,12 @@ class TwoTowerModel(tfrs.Model):
 
     def _gbce(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
         negatives = self.sampler.sample([tf.shape(inputs["rows"])[0], self.config.loss.num_negatives])
-        history, targets, others = self._vectors_of_batch(inputs, negatives, training)
+        history, targets, others, _ = self._vectors_of_batch(inputs, negatives, training)
         queries = self._queries(history, inputs, training)
         calibration = self.config.loss.gbce_calibration
-        per_query = losses.gbce_loss(queries, targets, inputs["labels"], others, negatives, self.num_items, calibration)
+        per_query = losses.gbce_loss(
+            queries, targets, inputs["labels"], others, negatives, self.num_trained, calibration
+        )
         return tf.reduce_sum(per_query * weights)
 
     def train_step(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,15 +285,10 @@ class TwoTowerModel(tfrs.Model):
         Returns:
             `loss` of the global batch and `gradient_norm` before clipping.
         """
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(inputs, training=True)
-            if self.losses:
-                loss += tf.add_n(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.get_scaled_loss(loss) if self.scales_loss else loss
-        variables = self.trainable_variables
-        gradients = tape.gradient(scaled, variables)
+        loss, gradients = self._accumulated(inputs)
         if self.scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
+        variables = self.trainable_variables
         pairs = [(grad, variable) for grad, variable in zip(gradients, variables, strict=True) if grad is not None]
         gradients = [self._dense_if_whole(grad) for grad, _ in pairs]
         gradients = [distinct_rows(grad) for grad in sum_over_replicas(gradients)]
@@ -275,6 +299,31 @@ class TwoTowerModel(tfrs.Model):
             zip(gradients, [variable for _, variable in pairs], strict=True), skip_gradients_aggregation=True
         )
         return {"loss": sum_over_replicas(loss), "gradient_norm": norm}
+
+    def _accumulated(self, inputs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """Loss and gradients of this replica's share, summed over its parts, one part in memory at a time."""
+        count = self.config.training.accumulate_steps
+        total = sum_over_replicas(tf.reduce_sum(self._label_weights(inputs)))
+        parts = [inputs] if count == 1 else _parts(inputs, count)
+        loss, gradients = self._loss_and_gradients(parts[0], total)
+        for part in parts[1:]:
+            # Without an order TensorFlow would run the parts side by side and hold all of them.
+            done = [gradient for gradient in gradients if gradient is not None]
+            with tf.control_dependencies([loss, *(getattr(gradient, "values", gradient) for gradient in done)]):
+                part = {name: tf.identity(values) for name, values in part.items()}
+            more_loss, more = self._loss_and_gradients(part, total)
+            loss += more_loss
+            gradients = [_sum(first, second) for first, second in zip(gradients, more, strict=True)]
+        return loss, gradients
+
+    def _loss_and_gradients(self, inputs: Mapping[str, Any], total: Any) -> tuple[Any, list[Any]]:
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True, total=total)
+            if self.losses:
+                shares = tf.distribute.get_strategy().num_replicas_in_sync * self.config.training.accumulate_steps
+                loss += tf.add_n(self.losses) / shares
+            scaled = self.optimizer.get_scaled_loss(loss) if self.scales_loss else loss
+        return loss, tape.gradient(scaled, self.trainable_variables)
 
     def _dense_if_whole(self, gradient: Any) -> Any:
         """The full softmax touches every row, so its sparse gradients are made dense: cheaper to apply."""
@@ -301,6 +350,36 @@ class TwoTowerModel(tfrs.Model):
             "vocabulary_sizes": self.vocabulary_sizes,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def log_popularity(train_events: NDArray) -> NDArray[np.float32]:
+    """Log of each item's events over the mean, float32 `(N + 1,)`; 0 at row 0.
+
+    An item without events gets the mean of the others: nothing is known of it, which is no reason to bury it.
+    """
+    events = train_events.astype(np.float64) + 1.0
+    logs = np.log(events / events[1:].mean())
+    seen = train_events > 0
+    seen[0] = False
+    if seen.any():
+        logs[~seen] = logs[seen].mean()
+    logs[0] = 0.0
+    return logs.astype(np.float32)
+
+
+def _parts(inputs: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Batches of equal size that make up one; every `count`-th sequence, so that padding at the end spreads."""
+    return [{name: values[start::count] for name, values in inputs.items()} for start in range(count)]
+
+
+def _sum(first: Any, second: Any) -> Any:
+    """Sum of two gradients of one variable; sparse ones stay sparse."""
+    if first is None or second is None:
+        return first if second is None else second
+    if isinstance(first, tf.IndexedSlices) and isinstance(second, tf.IndexedSlices):
+        values, rows = tf.concat([first.values, second.values], 0), tf.concat([first.indices, second.indices], 0)
+        return tf.IndexedSlices(values, rows, first.dense_shape)
+    return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
 
 
 def sum_over_replicas(values: Any) -> Any:

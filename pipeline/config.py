@@ -15,6 +15,7 @@ from components.config import DataConfig, EvaluationConfig
 from components.errors import InputError
 from models.config import (
     CompressionConfig,
+    DistillationConfig,
     FeatureSpec,
     LossConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ from models.config import (
     TrainingConfig,
     TwoTowerConfig,
 )
+from models.tuning.space import TunerConfig
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 
@@ -82,6 +84,8 @@ class RunConfig(Record):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    tuner: TunerConfig = TunerConfig()
     compression: CompressionConfig = CompressionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -90,7 +94,7 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        self.two_tower("model", "loss")
+        self.two_tower("model", "loss", "training", "distillation")
         if self.data.bigquery:
             wanted = ["interactions", "items"] + ["users"] * bool(self.two_tower().tower_features("query"))
             if missing := [table for table in wanted if table not in self.data.bigquery]:

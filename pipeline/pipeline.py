@@ -36,10 +36,12 @@ from components.sequence_validator.component import SequenceValidator
 from components.sequence_validator.serving_log import log_files
 from components.statistics_gen.component import ArrowStatisticsGen
 from components.transform.component import StableTransform
+from components.tuner.component import SettingsSearch
 from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
 from pipeline.schemas import table_schema, tables_of
+from pipeline.teacher import teacher_version
 
 
 def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
@@ -50,7 +52,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         paths: Run folder and data set folder.
 
     Returns:
-        A pipeline for any TFX runner; nothing is read or written here.
+        A pipeline for any TFX runner; nothing is written here, and only what cache keys need is read.
     """
     tables = {table: ingest_nodes(table, config, paths) for table in tables_of(config)}
     examples = {name: table.examples for name, table in tables.items()}
@@ -114,15 +116,20 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
     ).with_id("Transform")
     transform.add_upstream_node(sequence_validator)
 
+    # The best settings of the preset's space, where it names one.
+    tuner = settings_search(config, transform, sequences) if config.tuner.enabled else None
+
     trainer = Trainer(
         run_fn="models.trainer.run_fn",
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
         schema=sequences.outputs["schema"],
+        hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         train_args=trainer_pb2.TrainArgs(splits=["train", "all", "catalogue"]),
         eval_args=trainer_pb2.EvalArgs(splits=["validation"]),
         custom_config={
-            "two_tower": config.two_tower("model", "loss", "training", "retrieval").model_dump_json(),
+            "two_tower": config.two_tower("model", "loss", "training", "distillation", "retrieval").model_dump_json(),
+            "teacher_version": teacher_version(config.distillation),
             "code_version": code_version("models.trainer"),
         },
     )
@@ -198,6 +205,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
             sequence_validator,
             previous_transform,
             transform,
+            *([tuner] if tuner else []),
             trainer,
             compressor,
             baselines,
@@ -210,6 +218,24 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(paths.metadata)),
         beam_pipeline_args=config.beam.pipeline_args(),
     )
+
+
+def settings_search(config: RunConfig, transform: StableTransform, sequences: SequenceGen) -> BaseNode:
+    """The Tuner: KerasTuner over `[tuner]`, judged by the validation split."""
+    return SettingsSearch(
+        tuner_fn="components.tuner.executor.tuner_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=sequences.outputs["schema"],
+        train_args=trainer_pb2.TrainArgs(splits=["train", "all", "catalogue"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["validation"]),
+        custom_config={
+            "two_tower": config.two_tower("model", "loss", "training", "distillation", "retrieval").model_dump_json(),
+            "tuner": config.tuner.model_dump_json(),
+            "teacher_version": teacher_version(config.distillation),
+            "code_version": code_version("components.tuner.executor", "models.tuning.trial"),
+        },
+    ).with_id("Tuner")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths, data_location
 from pipeline.runners.console import Console
 from pipeline.runners.local import NodeError, NodeResult, run_lock, run_pipeline
+from pipeline.teacher import teacher_version
 
 _EXIT_PUSHED, _EXIT_FAULT, _EXIT_REFUSED = 0, 1, 3
 
@@ -48,7 +49,8 @@ def run(
     if generates and not config.data.generate:
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
     paths = RunPaths(root=root, data=(data_location(str(data)) if data else root / "data"), name=config.name)
-    # Both before anything is written.
+    # All before anything is written.
+    teacher_version(config.distillation)
     warnings = check_generate(paths, config) if generates else check_data(paths, config)
     try:
         paths.create()

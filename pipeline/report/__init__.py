@@ -22,7 +22,7 @@ __all__ = ["Report", "load_report", "rebuild_html", "write_report"]
 def write_report(
     paths: RunPaths, config: RunConfig, results: Sequence[Any], stopped: DataAnomalyError | None = None
 ) -> Report:
-    """Writes `report.json` and `report.html` of the newest run.
+    """Writes `report.json` and `report.html` of the newest run, and `tuned.toml` if it searched settings.
 
     Args:
         paths: The run folder.
@@ -31,10 +31,14 @@ def write_report(
         stopped: The broken check that ended the run early.
     """
     from pipeline.report.collect import collect_report
+    from pipeline.tuned_preset import TUNED_FILE, tuned_preset
 
     report = collect_report(paths.metadata, config.name, results, stopped)
     _write(paths.root / REPORT_JSON, report.model_dump_json(indent=2) + "\n")
     rebuild_html(paths.root)
+    tuned = "" if stopped else tuned_preset(config, report)
+    if tuned:
+        _write(paths.root / TUNED_FILE, tuned)
     return report
 
 

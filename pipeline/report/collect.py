@@ -17,6 +17,7 @@ from components.artifacts import (
     RETRIEVAL_METRICS_FILE,
     SUMMARY_FILE,
     TRAINING_FOLDER,
+    TRIALS_FILE,
     VARIANTS_FILE,
     VOCABULARIES_FOLDER,
     VOCABULARIES_SUMMARY_FILE,
@@ -32,6 +33,7 @@ from pipeline.report.schema import (
     Report,
     ResourceRow,
     TrainingSection,
+    TunerSection,
     VariantRow,
 )
 
@@ -85,6 +87,7 @@ def collect_report(
         baselines=_json(nodes, "RetrievalBaselines", "metrics", BASELINES_FILE).get("baselines", {}),
         gate=GateSection(rules=evaluation.get("rules", []), last_blessed=evaluation.get("last_blessed")),
         infra_validation=InfraSection.model_validate(_json(nodes, "InfraValidator", "blessing", CHECKS_FILE)),
+        tuner=TunerSection.model_validate(_json(nodes, "Tuner", "tuner_results", TRIALS_FILE)),
         training=TrainingSection.model_validate(_json(nodes, "Trainer", "model", TRAINING_FOLDER, _HISTORY_FILE)),
         compression=[
             VariantRow.model_validate(row)

@@ -136,6 +136,27 @@ class VariantRow(OpenSection):
     p99_ms: float | None = None
 
 
+class TrialRow(OpenSection):
+    """One trial of the Tuner. `values` are the settings tried; numbers are None where they were not measured."""
+
+    trial: str
+    values: dict[str, Any] = {}
+    chosen: bool = False
+    feasible: bool = True
+    reason: str = ""
+    ndcg_at_10: float | None = None
+    saved_model_bytes: int | None = None
+    p50_ms: float | None = None
+    seconds: float = 0.0
+
+
+class TunerSection(Section):
+    """What the Tuner tried, the preset's own values first; empty without one."""
+
+    algorithm: str = ""
+    trials: list[TrialRow] = []
+
+
 class ResourceRow(Section):
     """What a node cost. CPU and memory are None where the runner does not measure them."""
 
@@ -168,6 +189,7 @@ class Report(Section):
     baselines: dict[str, dict[str, Any]] = {}
     gate: GateSection = Field(default_factory=GateSection)
     infra_validation: InfraSection = Field(default_factory=InfraSection)
+    tuner: TunerSection = Field(default_factory=TunerSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     compression: list[VariantRow] = []
     resources: list[ResourceRow] = []

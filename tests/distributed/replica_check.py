@@ -35,7 +35,7 @@ def build(kind: str, clip_norm: float) -> TwoTowerModel:
     config = TwoTowerConfig(
         model=ModelConfig(embedding_dim=8, num_layers=1, max_history_length=5, dropout=0.0, popularity_prior=True),
         loss=LossConfig(kind=kind, num_negatives=6),
-        training=TrainingConfig(clip_norm=clip_norm),
+        training=TrainingConfig(clip_norm=clip_norm, mixed_precision="float32"),
     )
     model = TwoTowerModel(config, NUM_ITEMS)
     rows = np.arange(NUM_ITEMS + 1)

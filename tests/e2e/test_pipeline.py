@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = Path(__file__).parent / "tiny.toml"
 PACKAGES = ("pipeline", "components", "models", "serving")
@@ -47,13 +49,15 @@ RESOLVERS = {"PreviousStatistics", "PreviousVocabulary", "PreviousTransform", "L
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-def command(output: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", "run", str(PRESET), "--output", str(output), *extra]
+def command(output: Path, *extra: str, preset: Path = PRESET) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "run", str(preset), "--output", str(output), *extra]
 
 
-def run(output: Path, *extra: str, code: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(output: Path, *extra: str, code: Path = ROOT, preset: Path = PRESET) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(code)}
-    return subprocess.run(command(output, *extra), cwd=code, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command(output, *extra, preset=preset), cwd=code, env=environment, capture_output=True, text=True
+    )
 
 
 def executed(output: Path) -> set[str]:
@@ -229,3 +233,27 @@ def test_data_that_breaks_a_check_stops_the_run_and_the_report_says_why(output: 
     assert (report["pushed"], report["blessed"]) == (False, False)
     assert [check["name"] for check in report["data"]["checks"] if not check["passed"]] == ["item_event_share"]
     assert "stopped by a check of the data" in (output / "report.html").read_text()
+
+
+def test_a_search_feeds_the_trainer_and_leaves_a_preset_that_trains_the_same(output: Path) -> None:
+    space = 'tuner.space={ "training.learning_rate" = [1e-9, 2e-2] }'
+    result = run(output, "--no-ask", "--set", "tuner.enabled=true", "--set", 'tuner.algorithm="grid"', "--set", space)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert executed(output) == {"Tuner", "Trainer", "Compressor", "Evaluator", "InfraValidator", "Pusher"}
+    report = json.loads((output / "report.json").read_text())
+    trials = {row["values"]["training.learning_rate"]: row["ndcg_at_10"] for row in report["tuner"]["trials"]}
+    assert sorted(trials) == [1e-9, 5e-3, 2e-2]
+    (chosen,) = [row for row in report["tuner"]["trials"] if row["chosen"]]
+    assert chosen["ndcg_at_10"] == max(trials.values()) > trials[1e-9]
+    tuned = output / "tuned.toml"
+    best = load_config(str(tuned)).training.learning_rate
+    assert best == chosen["values"]["training.learning_rate"]
+    newest = max((output / "artifacts" / "Trainer" / "model").iterdir(), key=lambda folder: int(folder.name))
+    (trained,) = newest.rglob("training/config.json")
+    assert json.loads(trained.read_text())["config"]["training"]["learning_rate"] == best
+
+    result = run(output, "--no-ask", preset=tuned)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Trainer" in executed(output) and "Tuner" not in executed(output)
+    again = json.loads((output / "report.json").read_text())
+    assert again["metrics"]["ndcg@10"] == pytest.approx(report["metrics"]["ndcg@10"], abs=1e-6)

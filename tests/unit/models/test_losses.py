@@ -203,8 +203,8 @@ def test_in_batch_removes_accidental_hits() -> None:
 def test_sampler_follows_its_probabilities() -> None:
     tf.random.set_seed(0)
     sampler = losses.NegativeSampler(np.array([99, 6, 0, 2]), "mixed")
-    # frequency (3/4, 0, 1/4), uniform 1/3 each: mean 13/24, 4/24, 7/24.
-    np.testing.assert_allclose(sampler.probability, np.array([0, 13, 4, 7]) / 24)
+    # Item 2 was never trained on. Frequency (3/4, 0, 1/4), uniform (1/2, 0, 1/2): mean 5/8, 0, 3/8.
+    np.testing.assert_allclose(sampler.probability, np.array([0, 5, 0, 3]) / 8)
     drawn = np.bincount(sampler.sample([60_000]).numpy(), minlength=4) / 60_000
     np.testing.assert_allclose(drawn, sampler.probability, atol=0.01)
-    assert sampler.log_counts(tf.constant([1, 1]))[0].numpy() == pytest.approx(math.log(2 * 13 / 24), rel=1e-5)
+    assert sampler.log_counts(tf.constant([1, 1]))[0].numpy() == pytest.approx(math.log(2 * 5 / 8), rel=1e-5)

@@ -209,6 +209,10 @@ SETTING_CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "value of a wrong kind": (run_arguments("training.epochs=many"), ['training.epochs = "many"', "integer"]),
     "value of no choice": (run_arguments("data.cleaning.unknown_items=ask"), ["'keep', 'drop' or 'error'"]),
+    "a teacher that is not there": (
+        run_arguments("distillation={enabled=true, teacher='gone'}"),
+        ["distillation.teacher = 'gone'", "no file config.json", "`training` folder"],
+    ),
     "unknown argument of the generator": (
         ["run", "quickstart", "--output", "out", "--set", "data.generate.usrs=50"],
         ["unknown key 'data.generate.usrs'", "did you mean 'users'?"],

@@ -38,6 +38,8 @@ def test_override_sets_a_nested_value_with_its_type() -> None:
         ('model={positions="rotary",embedding_dim=6,num_heads=2}', r"a head has 3; choose"),
         ("training.epochs", r"expected key=value"),
         ("data.window=90", r'data\.window = "?90"?'),
+        ("distillation.enabled=true", r"distillation: there is no teacher: name the folder of a trained model"),
+        ("distillation={enabled=true,model={num_heads=3}}", r"num_heads = 3 does not divide embedding_dim = 64"),
     ],
 )
 def test_wrong_overrides_are_named(override: str, message: str) -> None:
