@@ -157,17 +157,12 @@ def _within_budget(result: TrialResult, model: Any, request: TrialRequest, data:
 
 
 def _export(folder: str, model: Any, request: TrialRequest, data: TrainingData) -> None:
-    from models.compression.quantization import quantize_encoder
     from models.export import Catalogue, ServedTowers, export_saved_model
     from models.trainer import user_histories
 
-    towers = ServedTowers.of(model)
-    if request.tuner.storage in ("int8", "int4"):
-        encoder = quantize_encoder(towers.history_encoder)
-        towers = ServedTowers(towers.config, encoder, towers.vectors, towers.bias)
     export_saved_model(
         folder,
-        towers,
+        ServedTowers.of(model),
         Catalogue(data.items.live, data.items.train_events),
         user_histories(data),
         transform_graph_dir=request.transform_graph_dir,
