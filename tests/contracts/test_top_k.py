@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.keras import tf
-from models.retrieval import exact
+from models.retrieval import exact, partitioning
 from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import ExactTopK
 from models.retrieval.partitioned import PartitionedTopK
@@ -37,6 +37,7 @@ BUILDERS: dict[str, Callable] = {
     "exact": exact_top_k,
     "two_pass": two_pass_top_k,
     "partitioned": partitioned_top_k,
+    "two_levels": partitioned_top_k,
 }
 
 
@@ -45,6 +46,8 @@ def build(request, monkeypatch):
     if request.param == "two_pass":
         monkeypatch.setattr(exact, "TWO_PASS_COLUMNS", 0)
         monkeypatch.setattr(exact, "BLOCK", 16)
+    if request.param == "two_levels":
+        monkeypatch.setattr(partitioning, "ONE_LEVEL_BLOCKS", 0)
 
     def make(vectors, live=None, **options):
         live = np.ones(len(vectors), bool) if live is None else live
