@@ -1,7 +1,8 @@
 """Encodings of a table of row vectors: what is stored, and the operations that turn it back into float32.
 
 A codec answers `Encoded`: arrays for `CompressedTensor` and the function that expands them. Bytes a row of width D,
-before deflation: `float32` 4 · D, `bfloat16` 2 · D, `int8` D + 2, `int4` D / 2 + 2, `pq` D / 4, `rq` D / 2.
+before deflation: `float32` 4 · D, `bfloat16` 2 · D, `int8` D + 2, `int4` D / 2 + 2, `pq` D / 4, `rq` D / 2. `int6` and
+`int5` take a byte a dimension too, and deflate to what their fewer values carry: about 0.7 and 0.6 of it.
 
 `pq` is product quantisation (Jégou, Douze and Schmid, TPAMI 2011) with sub-vectors of 4 dimensions and 256 centroids
 each; `rq` encodes what is left by the same method a second time (stacked codebooks, Chen, Guan and Wang, Sensors
@@ -20,7 +21,8 @@ from models.compression.errors import CompressionError
 from models.compression.rounding import quantize_rows
 from models.keras import tf
 
-INT4_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # largest integer
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 SUB_DIM = 4
 NUM_CENTROIDS = 256
 LLOYD_STEPS = 12
@@ -52,7 +54,21 @@ def encode_bfloat16(vectors: np.ndarray) -> Encoded:
 
 def encode_int8(vectors: np.ndarray) -> Encoded:
     """Integers in [-127, 127] and one scale per row."""
-    integers, scales = half_scaled_rows(vectors, 127)
+    return _encode_integers(vectors, LEVELS["int8"])
+
+
+def encode_int6(vectors: np.ndarray) -> Encoded:
+    """Integers in [-31, 31] and one scale per row."""
+    return _encode_integers(vectors, LEVELS["int6"], CLIPS)
+
+
+def encode_int5(vectors: np.ndarray) -> Encoded:
+    """Integers in [-15, 15] and one scale per row; deflated they take little more than packed int4."""
+    return _encode_integers(vectors, LEVELS["int5"], CLIPS)
+
+
+def _encode_integers(vectors: np.ndarray, levels: int, clip_ratios: tuple[float, ...] = (1.0,)) -> Encoded:
+    integers, scales = half_scaled_rows(vectors, levels, clip_ratios)
     return Encoded(
         {"integers": integers, "scales": scales},
         lambda parts: tf.cast(parts["integers"], tf.float32) * tf.cast(parts["scales"], tf.float32)[:, tf.newaxis],
@@ -71,7 +87,7 @@ def encode_int4(vectors: np.ndarray) -> Encoded:
             f"int4 storage packs two dimensions into a byte, but the vectors have {width} of them; use an even "
             "embedding_dim or int8"
         )
-    integers, scales = half_scaled_rows(vectors, 7, INT4_CLIPS)
+    integers, scales = half_scaled_rows(vectors, 7, CLIPS)
     nibbles = (integers + 8).astype(np.uint8)
     packed = nibbles[:, : width // 2] | (nibbles[:, width // 2 :] << 4)
 
@@ -180,6 +196,8 @@ CODECS: dict[str, Callable[[np.ndarray], Encoded]] = {
     "float32": encode_float32,
     "bfloat16": encode_bfloat16,
     "int8": encode_int8,
+    "int6": encode_int6,
+    "int5": encode_int5,
     "int4": encode_int4,
     "pq": encode_pq,
     "rq": encode_rq,

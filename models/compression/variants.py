@@ -37,8 +37,9 @@ class Variant:
     @property
     def encoder_storage(self) -> str:
         """Storage of the encoder's matrices."""
-        is_plain = self.storage in ("float32", "bfloat16") and not self.quantization_aware and not self.calibrated
-        return self.storage if is_plain else "int8"
+        if self.quantization_aware or self.calibrated:
+            return "int8"  # the grid that the kernels were rounded for
+        return self.storage if self.storage in ("float32", "bfloat16", "int6", "int5") else "int8"
 
     @property
     def training(self) -> tuple[Removal, float, bool]:
@@ -78,10 +79,11 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: Techniques joined by `+`, each kind at most once:
-            `float32`, `bfloat16`, `int8`, `int4`, `pq`, `rq`: storage of the item vectors; from int8 on the encoder's
-            matrices are int8. `pruneNN`: NN % zeros. `qat`: quantisation-aware training. `ptq`: int8 kernels rounded
-            for real activations. `unitsNN`, `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns
-            removed. `historyN`: only the newest N items are read. `rowsNN`: the rarest NN % of the items share rows.
+            `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; from int8 on
+            the encoder's matrices are int8, with `int6` and `int5` of the same levels. `pruneNN`: NN % zeros. `qat`:
+            quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`, `headsNN`,
+            `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest N items
+            are read. `rowsNN`: the rarest NN % of the items share rows.
 
     Raises:
         CompressionError: For an unknown technique, or two that exclude each other.

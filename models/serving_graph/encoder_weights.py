@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.compression.compressed_tensor import CompressedTensor
-from models.compression.encoder_rounding import EncodedGroup, encode_group, treatment
+from models.compression.encoder_rounding import EncodedGroup, encode_group, levels_of, treatment
 from models.keras import keras, tf
 
 # Rows of 64 bytes: TensorFlow splits such a matrix without copying, as every part starts on an aligned address.
@@ -20,7 +20,8 @@ class EncoderWeights(tf.Module):
 
     Args:
         encoder: Functional Keras model.
-        storage: `float32` keeps the weights, `bfloat16` halves the matrices, `int8` quarters them.
+        storage: `float32` keeps the weights, `bfloat16` halves the matrices, `int8`, `int6` and `int5`
+            round them to integers.
     """
 
     def __init__(self, encoder: keras.Model, storage: str) -> None:
@@ -30,10 +31,11 @@ class EncoderWeights(tf.Module):
         self._shapes = [value.shape for _, value in weights]
         self._order: list[int] = []
         groups: list[EncodedGroup] = []
+        levels = levels_of(storage)
         for key in dict.fromkeys(keys):
             members = [number for number, other in enumerate(keys) if other == key]
             self._order += members
-            groups.append(encode_group(key[0], np.stack([weights[number][1] for number in members])))
+            groups.append(encode_group(key[0], np.stack([weights[number][1] for number in members]), levels))
         parts = {f"{n}_{name}": part for n, group in enumerate(groups) for name, part in group.parts.items()}
         self._table = CompressedTensor(parts, lambda tensors: _table(groups, tensors))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from served_model import NUM_ITEMS, small_model
 
-from models.compression.encoder_rounding import encode_group, round_encoder, treatment
+from models.compression.codecs import encode_rows
+from models.compression.encoder_rounding import encode_group, levels_of, round_encoder, treatment
 from models.compression.errors import CompressionError
 from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune, zero_share
@@ -86,7 +87,10 @@ def test_expanded_tables_lie_on_disk_in_the_bytes_of_their_codec(storage, num_by
     assert 0.75 * num_bytes < len(blob.numpy()) <= num_bytes * 1.01
 
 
-@pytest.mark.parametrize(("storage", "error"), [("bfloat16", 0.003), ("int8", 0.01), ("int4", 0.12), ("rq", 0.12)])
+@pytest.mark.parametrize(
+    ("storage", "error"),
+    [("bfloat16", 0.003), ("int8", 0.01), ("int6", 0.03), ("int5", 0.06), ("int4", 0.12), ("rq", 0.12)],
+)
 def test_both_forms_of_a_table_hold_the_same_vectors(storage, error):
     vectors = np.random.default_rng(1).normal(size=(300, 16)).astype(np.float32)
     rows, query = tf.constant([[3, 0], [299, 7]]), tf.constant(vectors[:4])
@@ -105,6 +109,20 @@ def test_both_forms_of_a_table_hold_the_same_vectors(storage, error):
         np.testing.assert_allclose(
             packed.scores(query), vectors[:4] @ packed.gather(every).numpy().T, rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize(("storage", "levels", "share"), [("int6", 31, 0.75), ("int5", 15, 0.63)])
+def test_few_levels_take_fewer_bytes_where_they_lie_deflated(storage, levels, share):
+    vectors = np.random.default_rng(2).normal(size=(4000, 32)).astype(np.float32)
+    encoded = encode_rows(vectors, storage)
+    assert np.abs(encoded.parts["integers"]).max() == levels
+    sizes = [len(make_table(vectors, name).matrix.parts.blob.numpy()) for name in (storage, "int8")]
+    assert sizes[0] < share * sizes[1] * 1.1
+    kernel = vectors[:64][np.newaxis]
+    group = encode_group("by_column", kernel, levels_of(storage))
+    # The largest weight of each output has the largest integer, so each error is at most half a step of that scale.
+    step = np.abs(kernel).max(axis=1, keepdims=True) / levels
+    assert (np.abs(group.expand({n: tf.constant(p) for n, p in group.parts.items()}) - kernel) <= step * 0.5001).all()
 
 
 def test_product_codes_are_exact_where_256_centroids_suffice():
@@ -215,9 +233,9 @@ def test_variant_names():
     assert parse_variant("float32") == Variant("float32")
     assert parse_variant("prune75+qat+int4") == Variant("prune75+qat+int4", "int4", 0.75, True)
     assert parse_variant("qat").storage == "float32"
-    names = ("float32", "bfloat16", "int8", "int4", "pq", "qat", "qat+bfloat16", "prune50")
+    names = ("float32", "bfloat16", "int8", "int4", "pq", "qat", "qat+bfloat16", "prune50", "int6", "qat+int5")
     assert [parse_variant(name).encoder_storage for name in names] == [
-        *["float32", "bfloat16", "int8", "int8", "int8", "int8", "int8", "float32"]
+        *["float32", "bfloat16", "int8", "int8", "int8", "int8", "int8", "float32", "int6", "int8"]
     ]
     assert parse_variant("prune50").training == parse_variant("prune50+int8").training != parse_variant("qat").training
 
