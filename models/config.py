@@ -152,6 +152,8 @@ class LossConfig(Record):
         num_negatives: Negatives per batch (`sampled_softmax`) or per position (`gbce`).
         negative_sampling: Where sampled negatives come from.
         logq_correction: Subtract the log sampling probability (Yi et al., RecSys 2019).
+        hard_negatives: Compare each query with so many of its negatives only, those it scores highest
+            (`sampled_softmax`, `in_batch`); 0 = with all of them.
         temperature: Divides the logits.
         gbce_calibration: The `t` of gBCE (Petrov and Macdonald, RecSys 2023).
         l2: Ridge penalty of `least_squares`, in events.
@@ -162,10 +164,26 @@ class LossConfig(Record):
     num_negatives: int = Field(512, ge=1, le=65_536)
     negative_sampling: Literal["uniform", "frequency", "mixed"] = "uniform"
     logq_correction: bool = True
+    hard_negatives: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0, le=100)
     gbce_calibration: float = Field(0.75, ge=0, le=1)
     l2: float = Field(400.0, gt=0)
     full_softmax_limit: int = Field(100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _hard_negatives_are_drawn(self) -> LossConfig:
+        if not self.hard_negatives:
+            return self
+        if self.kind not in ("sampled_softmax", "in_batch"):
+            raise ValueError(
+                f"hard_negatives = {self.hard_negatives} picks among the negatives of sampled_softmax or in_batch, but "
+                f"kind = {self.kind!r}; set it to 0 or choose one of those"
+            )
+        if self.kind == "sampled_softmax" and self.hard_negatives > self.num_negatives:
+            raise ValueError(
+                f"hard_negatives = {self.hard_negatives} is more than num_negatives = {self.num_negatives}; lower it"
+            )
+        return self
 
 
 class TrainingConfig(Record):

@@ -95,6 +95,7 @@ def sampled_softmax_loss(
     negative_vectors: Any,
     negatives: Any,
     negative_log_counts: Any | None,
+    hard_negatives: int = 0,
 ) -> Any:
     """Cross-entropy against negatives shared by all queries.
 
@@ -110,6 +111,8 @@ def sampled_softmax_loss(
         negative_vectors: Float `(M, D)`.
         negatives: Integer `(M,)`, item rows, drawn with replacement.
         negative_log_counts: float32 `(M,)`, log(M * sampling probability) of each; None = no correction.
+        hard_negatives: Keep so many negatives of each query, those of the highest (corrected) logit, at most M;
+            0 = all. What is left out of the sum makes it smaller than the full softmax's: the tail no longer counts.
 
     Returns:
         float32 `(P,)`.
@@ -120,6 +123,8 @@ def sampled_softmax_loss(
         logits -= negative_log_counts
     accidental = tf.equal(targets[:, tf.newaxis], negatives[tf.newaxis, :])
     logits = tf.where(accidental, logits.dtype.min, logits)
+    if hard_negatives:
+        logits = tf.math.top_k(logits, hard_negatives, sorted=False).values
     others = tf.reduce_logsumexp(logits, axis=-1)
     return tf.nn.softplus(others - positive)
 
@@ -172,6 +177,7 @@ def in_batch_loss(
     target_vectors: Any,
     targets: Any,
     target_probabilities: Any | None,
+    hard_negatives: int = 0,
 ) -> Any:
     """Every target of the global batch is a negative for the other queries, through `tfrs.tasks.Retrieval`.
 
@@ -184,11 +190,12 @@ def in_batch_loss(
         target_vectors: Float `(P, D)`.
         targets: Integer `(P,)`, item rows.
         target_probabilities: float32 `(P,)`, share of each target among all events; None = no correction.
+        hard_negatives: Keep so many negatives of each query, those of the highest logit; 0 = all.
 
     Returns:
         float32 scalar, the sum over this replica's queries.
     """
-    task = tfrs.tasks.Retrieval(remove_accidental_hits=True)
+    task = tfrs.tasks.Retrieval(remove_accidental_hits=True, num_hard_negatives=hard_negatives or None)
     # TFRS expects the target of query i in column i, so the own targets come first.
     candidates, ids = gather_replicas(target_vectors), gather_replicas(targets)
     probability = None if target_probabilities is None else gather_replicas(target_probabilities)

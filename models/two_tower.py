@@ -250,6 +250,7 @@ class TwoTowerModel(tfrs.Model):
             others,
             negatives,
             self.sampler.log_counts(negatives) if self.config.loss.logq_correction else None,
+            self.config.loss.hard_negatives,
         )
         return tf.reduce_sum(per_query * tf.reshape(weights, [-1])) + taught
 
@@ -264,6 +265,7 @@ class TwoTowerModel(tfrs.Model):
             tf.boolean_mask(targets, kept),
             labels,
             self.sampler.probabilities(labels) if self.config.loss.logq_correction else None,
+            self.config.loss.hard_negatives,
         )
 
     def _gbce(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:

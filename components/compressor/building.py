@@ -47,7 +47,7 @@ class VariantBuilder:
         compression = self.config.compression
         self._fine_tune = FineTuning(
             self.sequences,
-            self.config.training,
+            self.model.config.training,  # the run's, or what its Tuner chose
             compression.fine_tune_epochs,
             compression.max_seconds / 2,
             self.report,

@@ -72,8 +72,6 @@ def compress(
     patterns = {split: [f"{inputs.transformed_uri}/Split-{split}/*"] for split in ("catalogue", "train", "all")}
     data = load_training_data(patterns, inputs.transform_graph_dir, config)
     model = load(inputs.training_dir)
-    # What the model was trained with, which the Tuner may have chosen.
-    config = config.model_copy(update={part: getattr(model.config, part) for part in ("model", "loss", "training")})
     workload = load_workload(
         inputs.sequences_uri,
         read_vocabulary(item_vocabulary_file(inputs.transform_graph_dir)),

@@ -100,6 +100,32 @@ def test_accidental_hit_is_masked() -> None:
     assert loss.numpy()[0] == pytest.approx(math.log(4 / 3), rel=1e-6)
 
 
+@pytest.mark.parametrize(("hard_negatives", "others"), [(1, 3), (2, 5), (3, 6), (0, 6)])
+def test_the_hardest_sampled_negatives_by_hand(hard_negatives: int, others: int) -> None:
+    # Negatives score ln 1, ln 6 and ln 2 with expected counts 1, 2 and 1: corrected e^score 1, 3 and 2. The fourth, the
+    # highest, is the target itself and no negative.
+    loss = losses.sampled_softmax_loss(
+        tf.constant([[1.0]]),
+        tf.constant([[LN3]]),
+        tf.constant([7]),
+        tf.math.log([[1.0], [6.0], [2.0], [9.0]]),
+        tf.constant([1, 2, 3, 7]),
+        tf.math.log([1.0, 2.0, 1.0, 1.0]),
+        hard_negatives,
+    )
+    assert loss.numpy()[0] == pytest.approx(math.log((3 + others) / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize(("hard_negatives", "others"), [(1, 4), (2, 6), (0, 7)])
+def test_the_hardest_negatives_of_the_batch_by_hand(hard_negatives: int, others: int) -> None:
+    # Query 0 scores its own target ln 3 and the other targets ln 4, ln 2 and 0; queries without length score 0.
+    queries = tf.constant([[1.0], [0.0], [0.0], [0.0]])
+    candidates = tf.math.log([[3.0], [4.0], [2.0], [1.0]])
+    loss = losses.in_batch_loss(queries, candidates, tf.constant([1, 2, 3, 4]), None, hard_negatives)
+    rest = 3 * math.log(1 + (hard_negatives or 3))
+    assert float(loss) == pytest.approx(math.log((3 + others) / 3) + rest, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "frequency", "mixed"])
 def test_corrected_sampled_softmax_approaches_the_full_softmax(kind: str) -> None:
     rng = np.random.default_rng(0)

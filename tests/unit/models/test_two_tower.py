@@ -168,9 +168,20 @@ def test_full_softmax_loss_equals_keras_cross_entropy() -> None:
     assert float(model.compute_loss(inputs)) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax", "in_batch", "gbce"])
-def test_every_loss_trains_every_weight(kind: str) -> None:
-    model = build(loss=LossConfig(kind=kind, num_negatives=7), popularity_prior=True)
+@pytest.mark.parametrize(
+    ("kind", "hard_negatives"),
+    [
+        ("full_softmax", 0),
+        ("sampled_softmax", 0),
+        ("sampled_softmax", 3),
+        ("in_batch", 0),
+        ("in_batch", 3),
+        ("gbce", 0),
+    ],
+)
+def test_every_loss_trains_every_weight(kind: str, hard_negatives: int) -> None:
+    loss = LossConfig(kind=kind, num_negatives=7, hard_negatives=hard_negatives)
+    model = build(loss=loss, popularity_prior=True)
     with tf.GradientTape() as tape:
         loss = model.compute_loss(batch(), training=True)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -180,6 +191,17 @@ def test_every_loss_trains_every_weight(kind: str) -> None:
         if gradient is None or not np.abs(tf.convert_to_tensor(gradient)).sum()
     ]
     assert np.isfinite(float(loss)) and silent == []
+
+
+@pytest.mark.parametrize("kind", ["sampled_softmax", "in_batch"])
+def test_fewer_hard_negatives_make_a_smaller_loss(kind: str) -> None:
+    def value(hard_negatives: int) -> float:
+        keras.utils.set_random_seed(4)
+        model = build(loss=LossConfig(kind=kind, num_negatives=7, hard_negatives=hard_negatives))
+        model.sampler.sample = lambda shape: tf.range(1, shape[0] + 1)
+        return float(model.compute_loss(batch()))
+
+    assert value(1) < value(3) < value(0)
 
 
 def test_large_catalogue_falls_back_to_sampled_softmax() -> None:

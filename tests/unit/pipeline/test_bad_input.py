@@ -213,6 +213,10 @@ SETTING_CASES: dict[str, tuple[list[str], list[str]]] = {
         run_arguments("distillation={enabled=true, teacher='gone'}"),
         ["distillation.teacher = 'gone'", "no file config.json", "`training` folder"],
     ),
+    "hard negatives of a loss that draws none": (
+        run_arguments("loss.hard_negatives=5"),
+        ["hard_negatives = 5", "sampled_softmax or in_batch", "'full_softmax'"],
+    ),
     "unknown argument of the generator": (
         ["run", "quickstart", "--output", "out", "--set", "data.generate.usrs=50"],
         ["unknown key 'data.generate.usrs'", "did you mean 'users'?"],
