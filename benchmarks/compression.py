@@ -30,6 +30,8 @@ VARIANTS = (
     "bfloat16",
     "int8",
     "ptq+int8",
+    "int6",
+    "int5",
     "int4",
     "rq",
     "pq",
