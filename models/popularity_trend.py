@@ -90,9 +90,9 @@ def popularity_and_trend(
 def choose_correction(model: TwoTowerModel, train: Sequences, validation: Sequences, seed: int = 0) -> Correction:
     """The correction with the longest memory among those not significantly worse than the best validation ndcg@10.
 
-    The shortest memory tends to fit the days right after the cut best, and it ages fastest. Hence the idea of the
-    one-standard-error rule (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10), here with two
-    standard errors of the difference over the same queries. Where the best does not gain half a percent, nothing is
+    The shortest memory tends to fit the days right after the cut best, and it ages fastest. Hence the
+    one-standard-error rule (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10), here with
+    the standard error of the difference over the same queries. Where the best does not gain half a percent, nothing is
     corrected.
 
     Args:
@@ -125,9 +125,9 @@ def choose_correction(model: TwoTowerModel, train: Sequences, validation: Sequen
 
 
 def significantly_less(values: NDArray, others: NDArray) -> bool:
-    """Whether the mean of `values` lies two standard errors of the paired difference below the mean of `others`."""
+    """Whether the mean of `values` lies a standard error of the paired difference below the mean of `others`."""
     difference = others - values
-    return bool(difference.mean() > 2 * difference.std() / np.sqrt(len(difference)))
+    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
 
 
 def apply_correction(model: TwoTowerModel, correction: Correction, sequences: Sequences) -> None:

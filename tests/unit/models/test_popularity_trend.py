@@ -100,10 +100,10 @@ def test_the_longest_memory_that_is_not_significantly_worse_wins() -> None:
 
 
 def test_significance_by_hand() -> None:
-    # Mean difference 0.5, standard deviation 0.5, so two standard errors are 1 / sqrt(n): 0.5 at n = 4.
-    ones = np.ones(4)
-    assert not significantly_less(np.array([0.0, 1.0, 0.0, 1.0]), ones)
-    assert significantly_less(np.tile([0.0, 1.0], 4), np.ones(8))
+    # Differences 1, -1, 1, 0: mean 0.25, standard deviation 0.83: the standard error is 0.41 at n = 4, 0.21 at 16.
+    values, others = np.array([0.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert not significantly_less(values, others)
+    assert significantly_less(np.tile(values, 4), np.tile(others, 4))
 
 
 def test_without_gain_nothing_is_corrected() -> None:
