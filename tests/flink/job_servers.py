@@ -1,7 +1,7 @@
 """Job servers of Beam's portable runners on loopback: Flink's for `make test-flink`, Python's for every test run.
 
-Flink's comes from Maven Central as a jar with an embedded cluster in it; the version is pinned to that of the Beam
-SDK, and Maven verifies the checksum. `TANDEM_FLINK_JOB_SERVER_JAR` names a jar that is there already.
+Flink's is Beam's runner with an embedded cluster; Maven resolves its jars as pom.xml pins them, and verifies their
+checksums. `TANDEM_FLINK_JOB_SERVER_JAR` names a job-server jar that is there already.
 """
 
 from __future__ import annotations
@@ -15,69 +15,46 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import apache_beam
-
-FLINK_VERSION = "1.20"
-_ARTIFACT = f"beam-runners-flink-{FLINK_VERSION}-job-server"
-_CENTRAL = "https://repo1.maven.org/maven2/org/apache/beam"
+_POM = Path(__file__).parent / "pom.xml"
+_MAIN_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _START_SECONDS = 90
 
 
-class JarNotAvailableError(RuntimeError):
+class JobServerNotAvailableError(RuntimeError):
     """The job server of Flink cannot be had here; the message says what was tried."""
 
 
-def flink_jar() -> Path:
-    """The job server of the installed Beam's version, from the cache or from Maven Central.
+def flink_class_path() -> str:
+    """The class path of Flink's job server: a jar that is named, or what pom.xml asks for, from a cache or from Maven.
 
     Raises:
-        JarNotAvailableError: Neither Java nor the jar is to be had.
+        JobServerNotAvailableError: Java or Maven is missing, or Maven cannot get a jar.
     """
-    if not shutil.which("java"):
-        raise JarNotAvailableError("no `java` on the path; install Java 17 (Debian: openjdk-17-jre-headless)")
+    for program, package in (("java", "openjdk-17-jre-headless"), ("mvn", "maven")):
+        if not shutil.which(program) and not (program == "mvn" and "TANDEM_FLINK_JOB_SERVER_JAR" in os.environ):
+            raise JobServerNotAvailableError(f"no `{program}` on the path; install it (Debian: {package})")
     if named := os.environ.get("TANDEM_FLINK_JOB_SERVER_JAR"):
-        return Path(named)
-    name = f"{_ARTIFACT}-{apache_beam.__version__}.jar"
+        return named
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
-    if (cache / name).is_file():
-        return cache / name
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as partial:
-        if shutil.which("mvn"):
-            _copy_with_maven(Path(partial))
-        else:
-            _download(name, Path(partial))
-        os.replace(Path(partial) / name, cache / name)
-    return cache / name
+    jars = cache / f"flink-job-server-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}"
+    if not jars.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as partial:
+            _resolve(Path(partial) / "jars")
+            os.replace(Path(partial) / "jars", jars)
+    return str(jars / "*")
 
 
-def _copy_with_maven(folder: Path) -> None:
-    artifact = f"org.apache.beam:{_ARTIFACT}:{apache_beam.__version__}"
-    command = ["mvn", "--batch-mode", "--quiet", "--strict-checksums", "dependency:copy"]
-    command += [f"-Dartifact={artifact}", f"-DoutputDirectory={folder}"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+def _resolve(folder: Path) -> None:
+    command = ["mvn", "--batch-mode", "--quiet", "--strict-checksums", f"--file={_POM}", "dependency:copy-dependencies"]
+    command += ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
     if result.returncode:
         lines = [line for line in result.stdout.splitlines() if "ERROR" in line] or ["no message"]
-        raise JarNotAvailableError(f"Maven cannot get {artifact}: {lines[0][:300]}")
-
-
-def _download(name: str, folder: Path) -> None:
-    url = f"{_CENTRAL}/{_ARTIFACT}/{apache_beam.__version__}/{name}"
-    try:
-        with urllib.request.urlopen(url + ".sha1", timeout=30) as response:
-            expected = response.read().decode().split()[0]
-        with urllib.request.urlopen(url, timeout=30) as response, open(folder / name, "wb") as file:
-            shutil.copyfileobj(response, file)
-    except OSError as error:
-        raise JarNotAvailableError(f"{url}: {error}") from None
-    found = hashlib.sha1((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise JarNotAvailableError(f"{url}: the checksum is {found}, Maven Central says {expected}")
+        raise JobServerNotAvailableError(f"Maven cannot get what {_POM} asks for: {lines[0][:300]}")
 
 
 def command_of(engine: str, port: int, folder: Path) -> list[str]:
@@ -89,10 +66,9 @@ def command_of(engine: str, port: int, folder: Path) -> list[str]:
         folder: For staged files.
     """
     if engine == "flink":
-        jar = str(flink_jar())
         ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
         where = ["--job-host=localhost", "--flink-master=[local]", f"--artifacts-dir={folder}"]
-        return ["java", "-Xmx2g", "-jar", jar, *where, *ports]
+        return ["java", "-Xmx2g", "-cp", flink_class_path(), _MAIN_CLASS, *where, *ports]
     if engine == "prism":
         return [os.environ["TANDEM_PRISM"], f"--job_port={port}", "--serve_http=false", "--log_level=error"]
     return [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"]
@@ -103,7 +79,7 @@ def running(engine: str, folder: Path) -> Iterator[str]:
     """Starts a job server, yields its endpoint, and stops it.
 
     Raises:
-        JarNotAvailableError: See `flink_jar`.
+        JobServerNotAvailableError: See `flink_class_path`.
         RuntimeError: It does not come up; the message holds the end of its log.
     """
     with socket.socket() as probe:
@@ -137,7 +113,7 @@ def _answers(port: int) -> bool:
 
 if __name__ == "__main__":
     try:
-        print(flink_jar())
-    except (JarNotAvailableError, urllib.error.URLError) as reason:
+        print(flink_class_path())
+    except JobServerNotAvailableError as reason:
         print(reason, file=sys.stderr)
         sys.exit(1)
