@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from serving.server.batching import BatchingModel, ServedModel
+from serving.server.batching import ServedModel
 from serving.server.metrics import Metrics
 from serving.server.tensors import STRINGS
 
@@ -87,6 +87,7 @@ class CachingModel:
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Runs the graph, unless it has answered the same before. Errors are not kept."""
         key, answer = self._look_up(feeds, fetches)
+        self._count(answer)
         if answer is None:
             answer = self._model.run(feeds, fetches)
             self._keep(key, feeds, answer)
@@ -94,21 +95,23 @@ class CachingModel:
 
     async def run_in_batch(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray] | None:
         """The same for asyncio, without a thread for this request; None for one that no batch takes."""
-        if not isinstance(self._model, BatchingModel):
-            return None
         key, answer = self._look_up(feeds, fetches)
-        if answer is None:
-            answer = await self._model.run_in_batch(feeds, fetches)
-            if answer is not None:
-                self._keep(key, feeds, answer)
+        if answer is not None:
+            self._count(answer)
+            return answer
+        answer = await self._model.run_in_batch(feeds, fetches)
+        if answer is not None:  # else the caller comes again through `run`, and is counted there
+            self._count(None)
+            self._keep(key, feeds, answer)
         return answer
 
     def _look_up(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> tuple[_Key, list[np.ndarray] | None]:
         inputs = tuple((name, array.dtype.str, array.shape, _content(array)) for name, array in sorted(feeds.items()))
         key = id(self), (inputs, tuple(fetches))
-        answer = self._cache.get(key)
-        self._metrics.count_cached(self._name, "miss" if answer is None else "hit")
-        return key, answer
+        return key, self._cache.get(key)
+
+    def _count(self, found: list[np.ndarray] | None) -> None:
+        self._metrics.count_cached(self._name, "miss" if found is None else "hit")
 
     def _keep(self, key: _Key, feeds: Mapping[str, np.ndarray], answer: list[np.ndarray]) -> None:
         # Arrays of a batch are slices: kept as they are, one row would keep the whole batch in memory.

@@ -133,7 +133,10 @@ class BatchScheduler:
 
     def __init__(self, parameters: BatchingParameters) -> None:
         self.parameters = parameters
-        self._condition = threading.Condition()
+        # Two conditions on one lock: a notification for a thread must never wake someone who waits in `drain` instead.
+        lock = threading.RLock()
+        self._ready = threading.Condition(lock)
+        self._finished = threading.Condition(lock)
         self._waiting: deque[Batch] = deque()
         self._running: list[Batch] = []
         self._closed = False
@@ -158,7 +161,7 @@ class BatchScheduler:
             StatusError: RESOURCE_EXHAUSTED if that takes a new batch and the queue is full.
         """
         parameters = self.parameters
-        with self._condition:
+        with self._ready:
             batch = open_batches.get(key)
             if batch is not None and batch.rows + task.rows > parameters.max_batch_size:
                 self._fill(batch)
@@ -173,7 +176,7 @@ class BatchScheduler:
                 batch = Batch(key, open_batches, run, time.monotonic() + parameters.batch_timeout_seconds)
                 open_batches[key] = batch
                 self._waiting.append(batch)
-                self._condition.notify()
+                self._ready.notify()
             batch.tasks.append(task)
             batch.rows += task.rows
             if batch.rows >= parameters.max_batch_size:
@@ -181,22 +184,22 @@ class BatchScheduler:
 
     def drain(self, open_batches: dict[Hashable, Batch]) -> None:
         """Waits until no batch of a model is waiting or running; nobody may add to it any more."""
-        with self._condition:
-            self._condition.wait_for(
+        with self._finished:
+            self._finished.wait_for(
                 lambda: not any(batch.open_batches is open_batches for batch in (*self._waiting, *self._running))
             )
 
     def close(self) -> None:
         """Ends the threads once the queue is empty."""
-        with self._condition:
+        with self._ready:
             self._closed = True
-            self._condition.notify_all()
+            self._ready.notify_all()
 
     def _fill(self, batch: Batch) -> None:
         """Takes a batch out of sight of further requests; called with the lock held."""
         batch.is_full = True
         del batch.open_batches[batch.key]
-        self._condition.notify()
+        self._ready.notify()
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -209,14 +212,14 @@ class BatchScheduler:
                 for task in tasks:
                     task.result = error
             finally:
-                with self._condition:
+                with self._finished:
                     self._running.remove(batch)
-                    self._condition.notify_all()
+                    self._finished.notify_all()
                 _deliver(tasks)
 
     def _next(self) -> Batch | None:
         """Waits for a batch that is full or whose time has come; None once the scheduler is closed."""
-        with self._condition:
+        with self._ready:
             while True:
                 now = time.monotonic()
                 for batch in self._waiting:
@@ -229,7 +232,7 @@ class BatchScheduler:
                 if self._closed:
                     return None
                 soonest = min((batch.due for batch in self._waiting), default=None)
-                self._condition.wait(None if soonest is None else soonest - now)
+                self._ready.wait(None if soonest is None else soonest - now)
 
 
 def _deliver(tasks: Sequence[Task]) -> None:

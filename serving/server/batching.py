@@ -28,6 +28,10 @@ class ServedModel(Protocol):
         """Feeds and fetches tensors by name."""
         ...
 
+    async def run_in_batch(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray] | None:
+        """The same from the event loop, with other requests; None for a request that takes a thread of its own."""
+        ...
+
     def close(self) -> None:
         """Frees the model."""
         ...
@@ -123,10 +127,10 @@ class BatchingModel:
     def _run_joined(self, tasks: Sequence[Task], rows: int, fetches: Sequence[str]) -> list[np.ndarray] | None:
         """Outputs of the joined requests; None if they must run one by one."""
         names = tasks[0].feeds
-        joined = {name: _join_rows([task.feeds[name] for task in tasks], rows) for name in names}
         try:
+            joined = {name: _join_rows([task.feeds[name] for task in tasks], rows) for name in names}
             outputs = self._model.run(joined, fetches)
-        except Exception:  # of one of them, and only that one may hear of it
+        except Exception:  # of one of them, and only that one may hear of it; or too large together
             return None
         if any(output.ndim == 0 or output.shape[0] != rows for output in outputs):
             self._alone.add((tuple(names), tuple(fetches)))

@@ -16,11 +16,12 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.server import example_inference, inference
-from serving.server.answer_cache import CachingModel
-from serving.server.batching import BatchingModel, ServedModel
+from serving.server.batching import ServedModel
+from serving.server.execution import INLINE_BYTES
 from serving.server.model_config import Labels, check_config, monitored_models, new_labels
 from serving.server.servable import Servable
 from serving.server.status import Code, StatusError, invalid_argument
+from serving.server.tensors import num_bytes
 from serving.server.versions import VersionManager
 
 SIGNATURE_DEF = "signature_def"
@@ -104,7 +105,7 @@ class ServerCore:
         """The same from the event loop, together with other requests; None if it takes a thread of its own."""
         require_spec(request)
         with self.servable(request.model_spec) as servable:
-            if not isinstance(servable.model, BatchingModel | CachingModel):
+            if sum(num_bytes(proto) for proto in request.inputs.values()) > INLINE_BYTES:
                 return None
             graph_run = inference.begin_predict(servable.model, request)
             values = await servable.model.run_in_batch(graph_run.feeds, graph_run.fetches)

@@ -90,7 +90,7 @@ class RequestPool:
         """Writes the answer of an admitted request: at once if it is small, in a thread if it would hold up others."""
         if sum(value.size for value in values) <= _INLINE_VALUES:
             return work()
-        return await self._submit(work)
+        return await asyncio.wrap_future(self._executor.submit(work))
 
     def _check_load(self) -> None:
         if self.pending >= self._max_pending:

@@ -23,8 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server import inference, json_tensor
-from serving.server.answer_cache import CachingModel
-from serving.server.batching import BatchingModel, ServedModel
+from serving.server.batching import ServedModel
 from serving.server.core import SIGNATURE_DEF, ServerCore
 from serving.server.execution import INLINE_BYTES, RequestPool, deadline_exceeded
 from serving.server.json_examples import classification_body, fill_examples, regression_body
@@ -174,8 +173,6 @@ class RestApi:
         with self._pool.admitted():
             document = self._document(spec, body)
             with self._core.servable(spec) as servable:
-                if not isinstance(servable.model, BatchingModel | CachingModel):
-                    return None
                 query = _read_query(document, spec, servable)
                 values = await servable.model.run_in_batch(query.graph_run.feeds, query.graph_run.fetches)
             if values is None:

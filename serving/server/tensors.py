@@ -111,6 +111,13 @@ def to_array(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     return filled.reshape(shape)
 
 
+def num_bytes(proto: tensor_pb2.TensorProto) -> int:
+    """Memory that `to_array` will take, as its shape says (a few values may fill it); 0 for impossible shapes."""
+    if proto.dtype not in NUMPY_TYPES:
+        return 0
+    return _itemsize(proto.dtype) * max(0, prod(max(-1, dim.size) for dim in proto.tensor_shape.dim))
+
+
 def _itemsize(number: int) -> int:
     return _STRING_BYTES if number == types_pb2.DT_STRING else NUMPY_TYPES[number].itemsize
 

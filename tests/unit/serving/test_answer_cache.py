@@ -131,6 +131,15 @@ async def test_asyncio_callers_find_answers_and_join_batches() -> None:
     answers = [await model.run_in_batch(x(1, 2), ["y"]) for _ in range(2)]
     assert [answer[0].tolist() for answer in answers if answer] == [[2.0, 4.0]] * 2
     assert counter.runs == 1
-    assert await CachingModel(counter, AnswerCache(10**6), "m", metrics).run_in_batch(x(1), ["y"]) is None
     model.close()
+    scheduler.close()
+
+
+async def test_a_request_that_no_batch_takes_is_one_miss() -> None:
+    counter, metrics = Counter(), Metrics()
+    scheduler = BatchScheduler(BatchingParameters(max_batch_size=2, batch_timeout_seconds=0.0, num_batch_threads=1))
+    model = CachingModel(BatchingModel(counter, scheduler, metrics), AnswerCache(10**6), "m", metrics)
+    assert await model.run_in_batch(x(1, 2, 3), ["y"]) is None  # too many rows: the caller runs it in a thread
+    assert model.run(x(1, 2, 3), ["y"])[0].tolist() == [2.0, 4.0, 6.0]
+    assert ':tandem:serving:answer_cache_requests{model_name="m",result="miss"} 1' in metrics.page()
     scheduler.close()

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving.server import batch_scheduler
 from serving.server.batch_scheduler import BatchingParameters, BatchScheduler
 from serving.server.batching import BatchingModel
 from serving.server.metrics import BATCH_SIZE, Metrics
@@ -195,6 +197,45 @@ def test_sizes_are_counted() -> None:
     model = BatchingModel(Doubler(), BatchScheduler(BatchingParameters(4, 30.0, 1)), metrics)
     run_together(model, [x(1), x(2), x(3, 4)])
     assert f"{BATCH_SIZE}_sum{{}} 4" in metrics.page()
+
+
+async def test_who_waits_for_one_model_never_takes_the_wake_up_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    deliver = batch_scheduler._deliver
+
+    def slow_delivery(tasks: Sequence[batch_scheduler.Task]) -> None:
+        time.sleep(0.005)  # those who wait for the end of batches are back in line before this thread
+        deliver(tasks)
+
+    monkeypatch.setattr(batch_scheduler, "_deliver", slow_delivery)
+    slow, quick = Doubler(), Doubler()
+    slow.gate.clear()
+    scheduler = BatchScheduler(BatchingParameters(max_batch_size=1000, num_batch_threads=2))
+    closing, serving = (BatchingModel(model, scheduler, Metrics()) for model in (slow, quick))
+    asker = asyncio.create_task(closing.run_in_batch(x(1), ["y"]))
+    while not slow.asked:
+        await asyncio.sleep(0.001)
+    closers = [threading.Thread(target=closing.close) for _ in range(20)]  # all wait for the batch under way
+    for thread in closers:
+        thread.start()
+    try:
+        for value in range(20):
+            answer = await asyncio.wait_for(serving.run_in_batch(x(value), ["y"]), 8)
+            assert answer is not None and answer[0] == [2 * value]
+    finally:
+        slow.gate.set()
+        await asyncio.to_thread(lambda: [thread.join(10) for thread in closers])
+    assert await asyncio.wait_for(asker, 10) is not None
+    assert not any(thread.is_alive() for thread in closers)
+
+
+def test_requests_that_cannot_be_joined_in_memory_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr("serving.server.batching._join_rows", no_memory)
+    doubler = Doubler()
+    assert run_together(batching(doubler, batch_timeout_seconds=30, max_batch_size=2), [x(1), x(2)]) == [[2], [4]]
+    assert doubler.runs == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ async def test_only_small_answers_are_written_on_the_event_loop(num_values: int,
     pool.close()
 
 
+async def test_an_answer_written_in_a_thread_is_the_same_request() -> None:
+    pool = RequestPool(1, 10)
+    with pool.admitted():
+        pending = await pool.write([np.zeros(100_000)], lambda: pool.pending)
+    assert (pending, pool.pending) == (1, 0)
+    pool.close()
+
+
 async def test_requests_without_a_thread_count_as_well() -> None:
     pool = RequestPool(1, 2)
     with pool.admitted(), pool.admitted():

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.server.status import StatusError
-from serving.server.tensors import to_array, to_proto
+from serving.server.tensors import num_bytes, to_array, to_proto
 
 KINDS = [
     np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int8, np.int16, np.int32, np.int64,
@@ -70,3 +70,20 @@ def test_a_short_message_is_not_a_million_strings(rows: int, is_read: bool) -> N
     else:
         with pytest.raises(StatusError, match="send all of them"):
             to_array("x", message)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "expected"),
+    [
+        (types_pb2.DT_FLOAT, [1000, 500], 2_000_000),  # one value repeated
+        (types_pb2.DT_INT64, [], 8),
+        (types_pb2.DT_STRING, [10], 240),
+        (types_pb2.DT_FLOAT, [-1, 500], 0),
+        (types_pb2.DT_RESOURCE, [5], 0),
+    ],
+)
+def test_memory_is_known_before_a_tensor_is_read(dtype: int, shape: list[int], expected: int) -> None:
+    proto = tensor_pb2.TensorProto(dtype=dtype, float_val=[1.0])
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    assert num_bytes(proto) == expected
