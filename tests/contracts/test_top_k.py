@@ -45,7 +45,7 @@ BUILDERS: dict[str, Callable] = {
 def build(request, monkeypatch):
     if request.param == "two_pass":
         monkeypatch.setattr(exact, "TWO_PASS_COLUMNS", 0)
-        monkeypatch.setattr(exact, "BLOCK", 16)
+        monkeypatch.setattr(exact, "BLOCK", 4)  # 76 blocks: up to 19 exclusions are looked for in chosen blocks alone
     if request.param == "two_levels":
         monkeypatch.setattr(partitioning, "ONE_LEVEL_BLOCKS", 0)
 
@@ -133,6 +133,23 @@ def test_exclusions_cost_no_results(build, catalogue):
     _, rows = ask(top_k, query, 10, [excluded])
     assert_best(top_k, rows[0], best[90:], vectors @ query)
     assert not set(rows[0]) & set(excluded)
+
+
+@pytest.mark.parametrize("num_excluded", [0, 1, 3, 18, 19, 20, 60])
+def test_any_number_of_exclusions_leaves_the_best_of_the_rest(build, catalogue, num_excluded):
+    vectors, live = catalogue
+    bias = np.linspace(-1, 1, len(vectors)).astype(np.float32)
+    top_k, rng = build(vectors, live, bias=bias), np.random.default_rng(num_excluded)
+    queries = rng.integers(-3, 4, size=(8, DIM)).astype(np.float32)
+    excluded = rng.integers(0, 301, size=(8, num_excluded))
+    for query, rows in zip(queries, excluded, strict=True):
+        best = reference(vectors, live, query, num_excluded, bias=bias)
+        rows[: num_excluded // 2] = best[
+            : num_excluded // 2
+        ]  # the others anywhere, some twice, some retired or padding
+    _, rows = ask(top_k, queries, 7, excluded)
+    for query, without, got in zip(queries, excluded, rows, strict=True):
+        assert_best(top_k, got, reference(vectors, live, query, 7, without, bias), vectors @ query + bias)
 
 
 def test_retired_and_padding_rows_never_come_back(build, catalogue):

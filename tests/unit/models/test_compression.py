@@ -64,9 +64,10 @@ def test_clipping_lowers_the_error_of_a_row_with_an_outlier():
 
 @pytest.mark.parametrize(("storage", "num_bytes"), [("float32", 4), ("bfloat16", 2), ("int8", 1), ("int4", 0.5)])
 def test_packed_tables_take_the_bytes_they_promise(storage, num_bytes):
-    table = PACKED[storage](np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32))
+    vectors = np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32)
+    table = PACKED[storage](vectors, np.zeros(100, np.float32))
     sizes = {v.name: v.shape.num_elements() * v.dtype.size for v in table.variables}
-    assert sum(sizes.values()) == 100 * 32 * num_bytes + (400 if "int" in storage else 0)
+    assert sum(sizes.values()) == 100 * 32 * num_bytes + 400 + (400 if "int" in storage else 0)  # biases, scales
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_packed_tables_take_the_bytes_they_promise(storage, num_bytes):
 )
 def test_expanded_tables_lie_on_disk_in_the_bytes_of_their_codec(storage, num_bytes):
     table = make_table(np.random.default_rng(0).normal(size=(4000, 32)), storage)
-    (blob,) = table.matrix.parts.variables
+    (blob,) = table.rows.parts.variables
     assert 0.75 * num_bytes < len(blob.numpy()) <= num_bytes * 1.01
 
 
@@ -94,20 +95,22 @@ def test_expanded_tables_lie_on_disk_in_the_bytes_of_their_codec(storage, num_by
 def test_both_forms_of_a_table_hold_the_same_vectors(storage, error):
     vectors = np.random.default_rng(1).normal(size=(300, 16)).astype(np.float32)
     rows, query = tf.constant([[3, 0], [299, 7]]), tf.constant(vectors[:4])
-    expanded = ExpandedTable(vectors, storage)
+    bias = np.linspace(-1, 1, 300, dtype=np.float32)
+    bias[7] = -np.inf
+    expanded = ExpandedTable(vectors, storage, bias)
     got = expanded.gather(rows).numpy()
     np.testing.assert_allclose(
-        expanded.scores(query), vectors[:4] @ expanded.gather(tf.range(300)).numpy().T, rtol=1e-3, atol=1e-4
+        expanded.scores(query), vectors[:4] @ expanded.gather(tf.range(300)).numpy().T + bias, rtol=1e-3, atol=1e-4
     )
     assert np.linalg.norm(got - vectors[rows]) < error * np.linalg.norm(vectors[rows])
     if storage in PACKED:
-        packed = PACKED[storage](vectors)
+        packed = PACKED[storage](vectors, bias)
         # The float16 scale turns the rounding of a value here and there; the others agree.
         apart = np.abs(got - packed.gather(rows)) > 0.002 * np.abs(vectors).max()
         assert apart.mean() < 0.05
         every = tf.range(300)
         np.testing.assert_allclose(
-            packed.scores(query), vectors[:4] @ packed.gather(every).numpy().T, rtol=1e-3, atol=1e-4
+            packed.scores(query), vectors[:4] @ packed.gather(every).numpy().T + bias, rtol=1e-3, atol=1e-4
         )
 
 
@@ -116,7 +119,7 @@ def test_few_levels_take_fewer_bytes_where_they_lie_deflated(storage, levels, sh
     vectors = np.random.default_rng(2).normal(size=(4000, 32)).astype(np.float32)
     encoded = encode_rows(vectors, storage)
     assert np.abs(encoded.parts["integers"]).max() == levels
-    sizes = [len(make_table(vectors, name).matrix.parts.blob.numpy()) for name in (storage, "int8")]
+    sizes = [len(make_table(vectors, name).rows.parts.blob.numpy()) for name in (storage, "int8")]
     assert sizes[0] < share * sizes[1] * 1.1
     kernel = vectors[:64][np.newaxis]
     group = encode_group("by_column", kernel, levels_of(storage))
@@ -140,7 +143,7 @@ def test_large_tables_stay_encoded_in_memory(monkeypatch):
 
 def test_int4_packs_and_unpacks_by_hand():
     vectors = np.array([[7.0, -7.0, 1.0, 0.0]], np.float32)
-    packed = PACKED["int4"](vectors)
+    packed = PACKED["int4"](vectors, np.zeros(1, np.float32))
     assert packed.matrix.numpy().tolist() == [[15 | 9 << 4], [1 | 8 << 4]]
     for table in (packed, make_table(vectors, "int4")):
         assert table.gather(tf.constant([[0]])).numpy().tolist() == [[[7.0, -7.0, 1.0, 0.0]]]
