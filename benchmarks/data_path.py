@@ -2,13 +2,16 @@
 
 `compare` reads the same generated rows once with Tandem's nodes and once with TFX's own (CsvExampleGen, StatisticsGen,
 Transform), in one run, each node in a process of its own that is launched by TFX after all imports. `growth` runs
-Tandem's nodes on 1, 10 and 30 million interactions; `draw` makes a picture of the figures it wrote to `--json`.
+Tandem's nodes on 1, 10 and 30 million interactions and enters each size in a table (`--table`), replacing an older
+run of that size; `draw` makes a picture of the table, so that sizes may be measured on different days.
 CPU seconds and peak memory are the operating system's (`wait4`).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import datetime
 import importlib
 import json
 import os
@@ -219,11 +222,38 @@ def growth(sizes: Sequence[int], workers: int, scratch: Path) -> dict:
     return {"workers": workers, "runs": runs}
 
 
-def draw(figures: dict, path: Path) -> None:
+def record(runs: Sequence[dict], table: Path) -> None:
+    """Enters runs of `growth` in a CSV file: one line for each size, the newest run's.
+
+    Args:
+        runs: Of `growth`.
+        table: Columns `rows`, CPU seconds per million interactions by step, `peak_gib` and `date`.
+    """
+    lines = {int(line["rows"]): line for line in read_table(table)} if table.exists() else {}
+    for run in runs:
+        lines[run["rows"]] = {
+            "rows": run["rows"],
+            **{step: round(run["cpu_seconds_per_million"][step], 1) for step in _GROUPS},
+            "peak_gib": round(run["steps"]["total"]["peak_rss_bytes"] / 2**30, 2),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+    with open(table, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["rows", *_GROUPS, "peak_gib", "date"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines[size] for size in sorted(lines))
+
+
+def read_table(table: Path) -> list[dict[str, str]]:
+    """Lines of the file that `record` wrote, smallest size first."""
+    with open(table, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def draw(table: Path, path: Path) -> None:
     """Draws CPU seconds per million interactions by step, and the highest memory of a node.
 
     Args:
-        figures: Of `growth`.
+        table: Of `record`.
         path: SVG to write.
     """
     import matplotlib
@@ -232,18 +262,18 @@ def draw(figures: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "tandem"
-    runs = figures["runs"]
-    labels = [f"{run['rows'] // 1_000_000} M" for run in runs]
+    lines = read_table(table)
+    labels = [f"{int(line['rows']) / 1e6:g} M" for line in lines]
     figure, (time_axes, memory_axes) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    bottom = np.zeros(len(runs))
+    bottom = np.zeros(len(lines))
     for step in _GROUPS:
-        heights = np.array([run["cpu_seconds_per_million"][step] for run in runs])
+        heights = np.array([float(line[step]) for line in lines])
         time_axes.bar(labels, heights, 0.6, bottom, label=step)
         bottom += heights
     time_axes.bar_label(time_axes.containers[-1], [f"{total:.1f}" for total in bottom])
     time_axes.set(title="CPU seconds per million interactions", xlabel="interactions", ylim=(0, 1.15 * bottom.max()))
     time_axes.legend(fontsize="small")
-    memory = [run["steps"]["total"]["peak_rss_bytes"] / 2**30 for run in runs]
+    memory = [float(line["peak_gib"]) for line in lines]
     memory_axes.bar_label(memory_axes.bar(labels, memory, 0.6, color="tab:gray"), [f"{value:.2f}" for value in memory])
     memory_axes.axhline(4, linestyle="--", color="tab:red", label="target")
     memory_axes.set(title="highest memory of a node, GiB", xlabel="interactions", ylim=(0, 4.5))
@@ -258,12 +288,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of `compare`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 10_000_000, 30_000_000])
     parser.add_argument("--workers", type=int, default=1, help="[beam] num_workers of `growth`")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file; `draw` reads it")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--table", type=Path, default=_HERE / "data_path_growth.csv", help="figures of all sizes")
     parser.add_argument("--svg", type=Path, default=_HERE / "data_path_growth.svg", help="what `draw` writes")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
     options = parser.parse_args(arguments)
     if options.measurement == "draw":
-        draw(json.loads(options.json.read_text(encoding="utf-8")), options.svg)
+        draw(options.table, options.svg)
         return 0
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="data-path-"))
     importlib.import_module("pipeline.pipeline")  # TFX first: it lends TFDV a module that newer tfx_bsl lacks.
@@ -273,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = compare(options.rows, scratch)
         else:
             figures = growth(options.sizes, options.workers, scratch)
+            record(figures["runs"], options.table)
     finally:
         if not options.keep:
             shutil.rmtree(scratch, ignore_errors=True)
