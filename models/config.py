@@ -70,6 +70,19 @@ class FeatureSpec(Record):
         return f"{self.tower}_{self.name}"
 
 
+class ItemIdsConfig(Record):
+    """Which items have an embedding of their own.
+
+    Attributes:
+        min_count: Train events that an item needs for a row of its own in the table of id embeddings; one that has a
+            row keeps it. 0 = every item has one.
+        oov_buckets: Rows shared by the items without one; content tells those apart.
+    """
+
+    min_count: int = Field(0, ge=0)
+    oov_buckets: int = Field(64, ge=1, le=1_000_000)
+
+
 class ModelConfig(Record):
     """Shape of the two towers.
 
@@ -335,6 +348,7 @@ class TwoTowerConfig(Record):
     """All that run_fn, preprocessing_fn and the Compressor need to know."""
 
     features: tuple[FeatureSpec, ...] = ()
+    item_ids: ItemIdsConfig = ItemIdsConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
@@ -356,6 +370,23 @@ class TwoTowerConfig(Record):
                     f"loss.kind = 'least_squares' learns nothing from features, but {self.features[0].name!r} is "
                     "declared; remove [[features]] or choose a softmax loss"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ids_can_be_shared(self) -> TwoTowerConfig:
+        if not self.item_ids.min_count:
+            return self
+        if not self.model.use_item_ids:
+            raise ValueError(
+                f"item_ids.min_count = {self.item_ids.min_count} shares id embeddings, but model.use_item_ids = false "
+                "has none; leave min_count out"
+            )
+        if self.model.history_encoder == "wide":
+            raise ValueError(
+                f"item_ids.min_count = {self.item_ids.min_count} shares rows of the candidate tower's table, but "
+                "model.history_encoder = 'wide' has a second table with a row per item; leave min_count out or choose "
+                "another encoder"
+            )
         return self
 
     @model_validator(mode="after")
@@ -396,7 +427,9 @@ class TwoTowerConfig(Record):
                 key = ".".join(str(part) for part in problem["loc"])
                 message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
                 raise ValueError(f"distillation.{section}.{key}: {message}") from None
-        return TwoTowerConfig(features=self.features, loss=self.loss, retrieval=self.retrieval, **parts)
+        return TwoTowerConfig(
+            features=self.features, item_ids=self.item_ids, loss=self.loss, retrieval=self.retrieval, **parts
+        )
 
     def tower_features(self, tower: str) -> tuple[FeatureSpec, ...]:
         """Features of one tower, in the order of the preset."""

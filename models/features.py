@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.config import FeatureSpec
+from models.config import FeatureSpec, TwoTowerConfig
 
 HOURS = 24
 WEEKDAYS = 7
@@ -20,6 +20,9 @@ TIMESTAMP_PARTS = 3
 USER_VOCABULARY = "users"
 # Name of the vocabulary of item ids, in which line n is the item of row n + 1 too.
 ITEM_VOCABULARY = "items"
+# Name of the vocabulary of items with an id embedding of their own, and the key of an item's row of that table.
+ITEM_EMBEDDING_VOCABULARY = "item_embeddings"
+ITEM_EMBEDDING_ROW = "item_embedding_row"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,25 @@ def feature_column(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int] | None
     return FeatureColumn(spec.transformed_name, feature_width(spec), num_ids + 1, spec.embedding_dim)
 
 
+def item_embedding_column(
+    config: TwoTowerConfig, num_items: int, vocabulary_sizes: Mapping[str, int] | None = None
+) -> FeatureColumn | None:
+    """Layout of the rows that items have in the table of id embeddings; None where these are the item rows.
+
+    Row 0 is padding, the shared buckets follow, then the items with a row of their own in the order of their
+    vocabulary: what is appended to it moves nothing.
+
+    Args:
+        config: Says from how many train events an item has a row of its own.
+        num_items: Items of the catalogue, the upper bound of a vocabulary that is not in `vocabulary_sizes`.
+        vocabulary_sizes: As in `feature_column`.
+    """
+    if not config.item_ids.min_count:
+        return None
+    own = (vocabulary_sizes or {}).get(ITEM_EMBEDDING_VOCABULARY, num_items)
+    return FeatureColumn(ITEM_EMBEDDING_ROW, 1, 1 + config.item_ids.oov_buckets + own, config.model.embedding_dim)
+
+
 def recency_bucket(age_days: float) -> int:
     """Logarithmic bucket of an age: 0 for less than a day, then doubling (reference of the graph's formula)."""
     return min(RECENCY_BUCKETS - 1, int(math.floor(math.log2(max(age_days, 0.0) + 1.0))))
@@ -90,6 +112,8 @@ def recency_bucket(age_days: float) -> int:
 
 __all__ = [
     "HOURS",
+    "ITEM_EMBEDDING_ROW",
+    "ITEM_EMBEDDING_VOCABULARY",
     "ITEM_VOCABULARY",
     "RECENCY_BUCKETS",
     "TIMESTAMP_PARTS",
@@ -98,6 +122,7 @@ __all__ = [
     "FeatureColumn",
     "feature_column",
     "feature_width",
+    "item_embedding_column",
     "recency_bucket",
     "uses_vocabulary",
     "vocabulary_filename",

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from models.keras import keras
 from models.training_data import Ragged
 from models.two_tower import TwoTowerModel
 
@@ -27,8 +26,8 @@ def co_occurrences(histories: Ragged, num_items: int, longest_distance: int = LO
     """Symmetric counts of item pairs within one history, each pair weighted by 1 / distance.
 
     Args:
-        histories: Item rows, 0 = unknown.
-        num_items: Items of the catalogue, N.
+        histories: Rows of items (or of their id embeddings), 0 = unknown.
+        num_items: Rows, N.
         longest_distance: Positions apart.
 
     Returns:
@@ -75,7 +74,8 @@ def factorize(matrix: sparse.csr_matrix, dim: int, seed: int) -> NDArray[np.floa
 def initialize_item_embeddings(model: TwoTowerModel, histories: Ragged, seed: int) -> None:
     """Sets the model's id embeddings from co-occurrence; items without any keep a zero vector.
 
-    Does nothing for a model without item ids.
+    A row that rare items share starts from what occurs together with any of them. A model without item ids stays as
+    it is.
 
     Args:
         model: Freshly built.
@@ -84,27 +84,32 @@ def initialize_item_embeddings(model: TwoTowerModel, histories: Ragged, seed: in
     """
     if not model.config.model.use_item_ids:
         return
-    information = positive_pmi(co_occurrences(histories, model.num_items))
+    table = model.candidate_tower.get_layer("item_id_embedding")
+    shared = Ragged(model.item_embedding_rows[histories.values], histories.splits)
+    information = positive_pmi(co_occurrences(shared, table.input_dim - 1))
     vectors = factorize(information, model.config.model.embedding_dim, seed)
     spread = float(vectors[1:].std())
     if spread > 0:
-        table = model.candidate_tower.get_layer("item_id_embedding")
         table.embeddings.assign(vectors * (STANDARD_DEVIATION / spread))
 
 
 def clear_untrained_ids(model: TwoTowerModel) -> None:
-    """Zeroes the id embeddings of items without train events: no gradient reaches them, and noise is no start.
+    """Zeroes the id embeddings that no train event reaches: they get no gradient, and noise is no start.
 
     Content alone then carries such an item.
 
     Args:
         model: Freshly built, with its catalogue.
     """
-    untrained = model.item_features.train_events == 0
-    for tower in (model.candidate_tower, model.history_encoder):
+    items = np.arange(model.num_items + 1)
+    for tower, name, rows in (
+        (model.candidate_tower, "item_id_embedding", model.item_embedding_rows),
+        (model.history_encoder, "wide_item_embedding", items),
+    ):
         for layer in tower.layers:
-            if isinstance(layer, keras.layers.Embedding) and layer.input_dim == model.num_items + 1:
-                layer.embeddings.assign(np.where(untrained[:, None], 0, layer.embeddings.numpy()))
+            if layer.name == name:
+                events = np.bincount(rows, weights=model.item_features.train_events, minlength=layer.input_dim)
+                layer.embeddings.assign(np.where(events[:, None] == 0, 0, layer.embeddings.numpy()))
 
 
 __all__ = ["clear_untrained_ids", "co_occurrences", "factorize", "initialize_item_embeddings", "positive_pmi"]

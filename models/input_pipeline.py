@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from models.batches import LabelRules, TrainingBatches, gather_padded, query_batches
 from models.config import TwoTowerConfig
-from models.features import FeatureColumn, feature_column, uses_vocabulary, vocabulary_filename
+from models.features import (
+    ITEM_EMBEDDING_VOCABULARY,
+    FeatureColumn,
+    feature_column,
+    item_embedding_column,
+    uses_vocabulary,
+    vocabulary_filename,
+)
 from models.training_data import ItemFeatures, Ragged, Sequences, TrainingData, take
 
 READ_BATCH = 4096
@@ -88,11 +95,9 @@ def load_training_data(
         raise ValueError(f"no files for the split(s) {sorted(missing)}; got {sorted(patterns)}")
     output = tft.TFTransformOutput(transform_graph_dir)
     schema = output.transformed_metadata.schema
-    sizes = {
-        vocabulary_filename(spec): int(output.vocabulary_size_by_name(vocabulary_filename(spec)))
-        for spec in config.features
-        if uses_vocabulary(spec)
-    }
+    vocabularies = [vocabulary_filename(spec) for spec in config.features if uses_vocabulary(spec)]
+    vocabularies += [ITEM_EMBEDDING_VOCABULARY] if config.item_ids.min_count else []
+    sizes = {name: int(output.vocabulary_size_by_name(name)) for name in vocabularies}
     columns = {
         tower: [feature_column(spec, sizes) for spec in config.tower_features(tower)]
         for tower in ("candidate", "query")
@@ -102,8 +107,10 @@ def load_training_data(
         for split in ("train", "validation", "all")
         if patterns.get(split)
     }
+    catalogue = read_columns(patterns["catalogue"], schema)
+    own_rows = item_embedding_column(config, len(catalogue["item_row"]), sizes)
     return TrainingData(
-        items=_items(read_columns(patterns["catalogue"], schema), columns["candidate"]),
+        items=_items(catalogue, [*columns["candidate"], *([own_rows] if own_rows else [])]),
         train=sequences["train"],
         validation=sequences.get("validation"),
         everything=sequences.get("all"),

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from models.config import FeatureSpec, TwoTowerConfig
+from models.config import FeatureSpec, ItemIdsConfig, TwoTowerConfig
 from models.features import (
     HOURS,
+    ITEM_EMBEDDING_ROW,
+    ITEM_EMBEDDING_VOCABULARY,
     ITEM_VOCABULARY,
     RECENCY_BUCKETS,
     WEEKDAYS,
@@ -42,7 +44,8 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
 
     Returns:
         `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
-        0 = unknown item), the features as `candidate_…` and `query_…`, and ids, counts and times as they are.
+        0 = unknown item), the features as `candidate_…` and `query_…`, the items' rows of the id embeddings where rare
+        items share them, and ids, counts and times as they are.
 
     Raises:
         ValueError: If the data lacks the column of a declared feature.
@@ -55,6 +58,9 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
         if key in inputs:
             rows = tft.apply_vocabulary(inputs[key], vocabulary, default_value=-1)
             outputs[key] = with_values(rows, rows.values + 1)
+    if config.item_ids.min_count:
+        own = item_embedding_vocabulary(inputs["item_id"], inputs["item_train_events"], config.item_ids, folder)
+        outputs[ITEM_EMBEDDING_ROW] = rows_after_buckets(inputs["item_id"], own, config.item_ids.oov_buckets)
     for spec in config.features:
         if spec.raw_name not in inputs:
             raise ValueError(
@@ -75,6 +81,18 @@ def item_vocabulary(item_ids: Any, item_rows: Any, folder: str) -> Any:
         return written_vocabulary(folder, ITEM_VOCABULARY)
     weights = tf.cast(LARGEST_CATALOGUE - item_rows.values, tf.float32)
     return tft.vocabulary(item_ids.values, weights=weights, vocab_filename=ITEM_VOCABULARY)
+
+
+def item_embedding_vocabulary(item_ids: Any, train_events: Any, config: ItemIdsConfig, folder: str) -> Any:
+    """Vocabulary file of the items with an id embedding of their own; without a folder TFT makes it by train events."""
+    if folder:
+        return written_vocabulary(folder, ITEM_EMBEDDING_VOCABULARY)
+    return tft.vocabulary(
+        item_ids.values,
+        weights=tf.cast(train_events.values, tf.float32),
+        frequency_threshold=config.min_count,
+        vocab_filename=ITEM_EMBEDDING_VOCABULARY,
+    )
 
 
 def written_vocabulary(folder: str, name: str) -> Any:
@@ -105,14 +123,19 @@ def without_empty(sparse: Any) -> Any:
 
 
 def transform_vocabulary(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
-    """Categorical and multi-valued: ids from 1, the out-of-vocabulary buckets first, then the words by row.
+    """Categorical and multi-valued: ids from 1."""
+    words = first_values(without_empty(as_strings(values)), feature_width(spec))
+    return rows_after_buckets(words, feature_vocabulary(words, spec, folder), spec.oov_buckets)
+
+
+def rows_after_buckets(words: Any, vocabulary: Any, oov_buckets: int) -> Any:
+    """Rows from 1: the out-of-vocabulary buckets first, then the words by their line.
 
     The buckets come first so that a vocabulary may grow without moving any row of the embedding table.
     """
-    words = first_values(without_empty(as_strings(values)), feature_width(spec))
-    rows = tft.apply_vocabulary(words, feature_vocabulary(words, spec, folder), default_value=-1)
-    buckets = tf.strings.to_hash_bucket_fast(words.values, spec.oov_buckets)
-    return with_values(rows, 1 + tf.where(rows.values < 0, buckets, rows.values + spec.oov_buckets))
+    rows = tft.apply_vocabulary(words, vocabulary, default_value=-1)
+    buckets = tf.strings.to_hash_bucket_fast(words.values, oov_buckets)
+    return with_values(rows, 1 + tf.where(rows.values < 0, buckets, rows.values + oov_buckets))
 
 
 def feature_vocabulary(words: Any, spec: FeatureSpec, folder: str) -> Any:

@@ -107,17 +107,20 @@ def embed_features(columns: Sequence[FeatureColumn], inputs: dict[str, Any], pre
     return parts[0] if len(parts) == 1 else keras.layers.Concatenate(name=f"{prefix}_features")(parts)
 
 
-def build_candidate_tower(config: ModelConfig, num_items: int, columns: Sequence[FeatureColumn]) -> keras.Model:
+def build_candidate_tower(
+    config: ModelConfig, num_items: int, columns: Sequence[FeatureColumn], id_column: FeatureColumn | None = None
+) -> keras.Model:
     """The functional candidate tower.
 
     Args:
         config: Shape of the towers.
         num_items: Items of the catalogue; rows are 1..num_items, 0 is padding.
         columns: Candidate features.
+        id_column: Rows of the id embeddings where rare items share them; None = the item rows.
 
     Returns:
-        Model from `{"item_row": (M,) int32, feature: (M, width)}` to `(M, embedding_dim)`; row 0
-        gives zeros.
+        Model from `{"item_row": (M,) int32, feature: (M, width)}`, `id_column` among the features, to
+        `(M, embedding_dim)`; row 0 gives zeros.
 
     Raises:
         ValueError: If there is neither an id embedding nor a feature.
@@ -128,15 +131,17 @@ def build_candidate_tower(config: ModelConfig, num_items: int, columns: Sequence
             "declare a candidate feature or keep the ids"
         )
     rows = keras.Input((), dtype=tf.int32, name="item_row")
-    inputs = {"item_row": rows, **feature_inputs(columns)}
+    id_columns = [id_column] if id_column else []
+    inputs = {"item_row": rows, **feature_inputs([*columns, *id_columns])}
     parts = []
     if config.use_item_ids:
-        ids = keras.layers.Embedding(
-            num_items + 1,
+        table = keras.layers.Embedding(
+            id_column.num_ids if id_column else num_items + 1,
             config.embedding_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="item_id_embedding",
-        )(rows)
+        )
+        ids = table(inputs[id_column.name][:, 0] if id_column else rows)
         parts.append(RowDropout(config.id_dropout, name="item_id_dropout")(ids) if config.id_dropout else ids)
     if columns:
         content = embed_features(columns, inputs, "candidate")

@@ -33,7 +33,8 @@ class ItemFeatures:
     """The catalogue by item row; row 0 is padding.
 
     Attributes:
-        features: Padded transformed candidate features `(num_items + 1, width)`, int32 ids or float32.
+        features: Padded transformed candidate features `(num_items + 1, width)`, int32 ids or float32; where rare items
+            share id embeddings also `item_embedding_row`.
         live: Bool `(num_items + 1,)`: may be recommended; False at row 0.
         train_events: int64 `(num_items + 1,)`: events in the train split; 0 at row 0.
     """

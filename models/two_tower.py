@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models import losses
 from models.config import TwoTowerConfig
-from models.features import FeatureColumn, feature_column
+from models.features import FeatureColumn, feature_column, item_embedding_column
 from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.precision import compute_precision
@@ -49,7 +49,8 @@ class TwoTowerModel(tfrs.Model):
         self.vocabulary_sizes = dict(vocabulary_sizes or {})
         self.candidate_columns = self._columns("candidate")
         self.query_columns = self._columns("query")
-        self.candidate_tower = build_candidate_tower(config.model, num_items, self.candidate_columns)
+        self.id_column = item_embedding_column(config, num_items, self.vocabulary_sizes)
+        self.candidate_tower = build_candidate_tower(config.model, num_items, self.candidate_columns, self.id_column)
         self.precision = compute_precision(config.training)
         self.history_encoder = build_history_encoder(config.model, num_items, self.query_columns, self.precision)
         self.prior_weight = self.add_weight(
@@ -75,6 +76,13 @@ class TwoTowerModel(tfrs.Model):
             raise ValueError("the model has no catalogue yet; call `set_item_features` first")
         return self._items
 
+    @property
+    def item_embedding_rows(self) -> NDArray[np.int32]:
+        """Row of every item in the table of id embeddings `(num_items + 1,)`; rare items may share one."""
+        if self.id_column is None:
+            return np.arange(self.num_items + 1, dtype=np.int32)
+        return self.item_features.features[self.id_column.name][:, 0].astype(np.int32)
+
     def set_item_features(self, items: ItemFeatures) -> None:
         """Gives the model its catalogue.
 
@@ -83,13 +91,14 @@ class TwoTowerModel(tfrs.Model):
         """
         if items.num_items != self.num_items:
             raise ValueError(f"the catalogue has {items.num_items} items but the model was built for {self.num_items}")
-        missing = [column.name for column in self.candidate_columns if column.name not in items.features]
+        columns = [*self.candidate_columns, *([self.id_column] if self.id_column else [])]
+        missing = [column.name for column in columns if column.name not in items.features]
         if missing:
             raise ValueError(f"the catalogue lacks the candidate features {missing}; it has {sorted(items.features)}")
         self._items = items
         self._item_tensors = {
             column.name: tf.constant(items.features[column.name], tf.float32 if column.is_numeric else tf.int32)
-            for column in self.candidate_columns
+            for column in columns
         }
         self._log_popularity = tf.constant(log_popularity(items.train_events))
         trained = np.flatnonzero(items.train_events[1:]) + 1

@@ -17,6 +17,7 @@ from models.config import (
     CompressionConfig,
     DistillationConfig,
     FeatureSpec,
+    ItemIdsConfig,
     LossConfig,
     ModelConfig,
     Record,
@@ -81,6 +82,7 @@ class RunConfig(Record):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     data: DataConfig = DataConfig()
     features: tuple[FeatureSpec, ...] = ()
+    item_ids: ItemIdsConfig = ItemIdsConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
@@ -108,12 +110,13 @@ class RunConfig(Record):
         return self
 
     def two_tower(self, *sections: str) -> TwoTowerConfig:
-        """The model's configuration with only the named sections set.
+        """The model's configuration: what Transform reads, and the named sections.
 
         A node gets no more than it depends on, so that a change of `[compression]` does not
         re-run the Trainer.
         """
-        return TwoTowerConfig(features=self.features, **{section: getattr(self, section) for section in sections})
+        chosen = {section: getattr(self, section) for section in ("features", "item_ids", *sections)}
+        return TwoTowerConfig(**chosen)
 
 
 def preset_names() -> list[str]:

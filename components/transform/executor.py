@@ -36,7 +36,7 @@ class Executor(executor.Executor):
     ) -> None:
         """Writes vocabularies, graph and transformed examples."""
         custom_config = json_utils.loads(exec_properties["custom_config"])
-        specs = TwoTowerConfig.model_validate_json(custom_config["two_tower"]).features
+        config = TwoTowerConfig.model_validate_json(custom_config["two_tower"])
         examples = artifact_utils.get_single_instance(input_dict[_EXAMPLES])
         schema = io_utils.SchemaReader().read(
             io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
@@ -47,7 +47,7 @@ class Executor(executor.Executor):
         fileio.makedirs(folder)
         with self._make_beam_pipeline() as pipeline:
             last = os.path.join(previous[0].uri, VOCABULARIES_FOLDER) if previous else ""
-            learn(pipeline, examples.uri, schema, specs, last, folder)
+            learn(pipeline, examples.uri, schema, config, last, folder)
         properties = {**exec_properties, "custom_config": json_utils.dumps({**custom_config, "vocabularies": folder})}
         super().Do(input_dict, {k: v for k, v in output_dict.items() if k != _TRANSFORMED}, properties)
         splits = ResolveSplitsConfig(exec_properties["splits_config"], input_dict[_EXAMPLES]).transform

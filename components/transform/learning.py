@@ -22,8 +22,15 @@ from tfx.dsl.io import fileio
 from components.arrow_example_gen.example_files import read_examples
 from components.artifacts import VOCABULARIES_SUMMARY_FILE
 from components.transform.vocabularies import append_new, count_values, is_word, read_lines, to_text
-from models.config import FeatureSpec
-from models.features import ITEM_VOCABULARY, USER_VOCABULARY, feature_width, uses_vocabulary, vocabulary_filename
+from models.config import FeatureSpec, ItemIdsConfig, TwoTowerConfig
+from models.features import (
+    ITEM_EMBEDDING_VOCABULARY,
+    ITEM_VOCABULARY,
+    USER_VOCABULARY,
+    feature_width,
+    uses_vocabulary,
+    vocabulary_filename,
+)
 
 _CATALOGUE, _TRAIN, _ALL = "catalogue", "train", "all"
 
@@ -33,7 +40,8 @@ class Learnt:
     """What a part of the data says.
 
     Attributes:
-        counts: Occurrences of words by vocabulary; of users the second of their first event.
+        counts: Occurrences of words by vocabulary; of users the second of their first event, of live items their train
+            events.
         items: Tables of `id` and `row`.
     """
 
@@ -45,7 +53,7 @@ def learn(
     pipeline: beam.Pipeline,
     uri: str,
     schema: schema_pb2.Schema,
-    specs: Sequence[FeatureSpec],
+    config: TwoTowerConfig,
     previous: str,
     folder: str,
 ) -> None:
@@ -55,18 +63,18 @@ def learn(
         pipeline: Gets the steps.
         uri: Examples of SequenceGen.
         schema: Of them.
-        specs: Features of both towers.
+        config: Features of both towers, and which items have an id embedding of their own.
         previous: Folder of the last run's vocabularies; empty for a first run.
         folder: Where to write; exists.
     """
-    wanted = tuple(spec for spec in specs if uses_vocabulary(spec))
+    wanted = tuple(spec for spec in config.features if uses_vocabulary(spec))
     _ = (
         pipeline
         | "Shards" >> beam.Create(_shards(uri, wanted))
         | "Spread" >> beam.Reshuffle()
-        | "Learn" >> beam.Map(learn_shard, schema, wanted)
+        | "Learn" >> beam.Map(learn_shard, schema, wanted, bool(config.item_ids.min_count))
         | "Sum" >> beam.CombineGlobally(add_up)
-        | "Continue" >> beam.Map(write_vocabularies, wanted, previous, folder)
+        | "Continue" >> beam.Map(write_vocabularies, wanted, config.item_ids, previous, folder)
     )
 
 
@@ -79,19 +87,23 @@ def _shards(uri: str, specs: Sequence[FeatureSpec]) -> list[tuple[str, str]]:
     return [(split, os.path.join(path, name)) for split, path in folders for name in sorted(fileio.listdir(path))]
 
 
-def learn_shard(shard: tuple[str, str], schema: schema_pb2.Schema, specs: Sequence[FeatureSpec]) -> Learnt:
+def learn_shard(
+    shard: tuple[str, str], schema: schema_pb2.Schema, specs: Sequence[FeatureSpec], count_items: bool
+) -> Learnt:
     """Reads one shard in the columns that are wanted of its split.
 
     Args:
         shard: Its split (`catalogue`, `train` or `all`) and its path.
         schema: Of all keys.
         specs: Features with a vocabulary, of both towers.
+        count_items: Whether the train events of items are wanted.
     """
     split, path = shard
     tower = {_CATALOGUE: "candidate", _TRAIN: "query"}.get(split)
     mine = [spec for spec in specs if spec.tower == tower]
     keys = {spec.raw_name for spec in mine}
     keys |= {_CATALOGUE: {"item_id", "item_row"}, _ALL: {"user_id", "history_timestamps"}}.get(split, set())
+    keys |= {"item_live", "item_train_events"} if split == _CATALOGUE and count_items else set()
     columns = schema_pb2.Schema(feature=[feature for feature in schema.feature if feature.name in keys])
     return add_up(_learn_batch(batch, split, mine) for batch in read_examples([path], schema=columns))
 
@@ -105,6 +117,8 @@ def _learn_batch(batch: pa.RecordBatch, split: str, specs: Sequence[FeatureSpec]
     if split == _CATALOGUE:
         ids, rows = batch.column("item_id").flatten(), batch.column("item_row").flatten()
         learnt.items.append(pa.table({"id": ids, "row": rows}))
+        if "item_live" in batch.schema.names:
+            learnt.counts[ITEM_EMBEDDING_VOCABULARY] = Counter(_live_train_events(batch))
     elif split == _ALL:
         learnt.counts[USER_VOCABULARY] = Counter(_first_seconds(batch))
     return learnt
@@ -117,6 +131,12 @@ def _first_seconds(batch: pa.RecordBatch) -> dict[bytes, int]:
     return {user: second for user, second in zip(users, first, strict=True) if is_word(user)}
 
 
+def _live_train_events(batch: pa.RecordBatch) -> dict[bytes, int]:
+    """Train events of each item of a batch that is not retired."""
+    columns = (batch.column(name).flatten().to_pylist() for name in ("item_id", "item_live", "item_train_events"))
+    return {item: events for item, live, events in zip(*columns, strict=True) if live}
+
+
 def add_up(parts: Iterable[Learnt]) -> Learnt:
     """What all parts say together; users are disjoint between them."""
     total = Learnt()
@@ -127,12 +147,15 @@ def add_up(parts: Iterable[Learnt]) -> Learnt:
     return total
 
 
-def write_vocabularies(learnt: Learnt, specs: Sequence[FeatureSpec], previous: str, folder: str) -> None:
+def write_vocabularies(
+    learnt: Learnt, specs: Sequence[FeatureSpec], item_ids: ItemIdsConfig, previous: str, folder: str
+) -> None:
     """Writes one file per vocabulary, and the summary of what is new, retired and rare.
 
     Args:
         learnt: Of this run's data.
         specs: Features with a vocabulary.
+        item_ids: From how many train events an item has an id embedding of its own.
         previous: The last run's folder; empty for a first run.
         folder: Where to write.
     """
@@ -152,6 +175,13 @@ def write_vocabularies(learnt: Learnt, specs: Sequence[FeatureSpec], previous: s
             learnt.counts.get(name, Counter()),
             size=spec.vocabulary_size,
             min_count=spec.min_count,
+        )
+    if item_ids.min_count:
+        found[ITEM_EMBEDDING_VOCABULARY] = append_new(
+            _previous(previous, ITEM_EMBEDDING_VOCABULARY),
+            learnt.counts.get(ITEM_EMBEDDING_VOCABULARY, Counter()),
+            size=sys.maxsize,
+            min_count=item_ids.min_count,
         )
     for name, vocabulary in found.items():
         _write(folder, name, to_text(vocabulary.words))

@@ -15,6 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# The line that TFT writes into a vocabulary without words (`tft.vocabulary`); no value is this text.
+NO_WORD = b"49d0cd50-04bb-48c0-bc6f-5b575dce351a"
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -108,7 +111,7 @@ def append_new(
     return Vocabulary(
         words=words,
         num_previous=len(previous),
-        retired=tuple(word for word in previous if word and word not in counts),
+        retired=tuple(word for word in previous if word not in counts),
         rare=len(outside),
         out_of_vocabulary=sum(outside.values()),
         occurrences=sum(counts.values()),
@@ -116,10 +119,10 @@ def append_new(
 
 
 def to_text(words: Iterable[bytes]) -> bytes:
-    """Content of the file; TensorFlow refuses an empty one, so no word at all is one empty line, which stays."""
-    return b"".join(word + b"\n" for word in words) or b"\n"
+    """Content of the file; TensorFlow refuses one without a word, so `NO_WORD` then stands in it, as in TFT's."""
+    return b"".join(word + b"\n" for word in words) or NO_WORD + b"\n"
 
 
 def read_lines(text: bytes) -> tuple[bytes, ...]:
     """Words of a file that `to_text` wrote, in row order."""
-    return tuple(text.split(b"\n")[:-1])
+    return tuple(word for word in text.split(b"\n")[:-1] if word != NO_WORD)

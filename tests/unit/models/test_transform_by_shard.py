@@ -13,6 +13,7 @@ from conftest import FEATURES, raw_records, raw_schema, serialize
 from components.arrow_example_gen.record_files import write_records
 from components.transform.applying import apply
 from components.transform.learning import items_by_row, learn
+from models.config import TwoTowerConfig
 from models.input_pipeline import read_columns
 
 SPLITS = ("catalogue", "train", "validation", "all")
@@ -35,7 +36,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vocabularies(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vocabularies")
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        learn(pipeline, str(examples), raw_schema(), FEATURES, "", str(folder))
+        learn(pipeline, str(examples), raw_schema(), TwoTowerConfig(features=FEATURES), "", str(folder))
     return folder
 
 

@@ -22,13 +22,16 @@ from components.artifacts import ItemVocabulary
 from components.config import DataConfig, SplitConfig
 from components.resolvers import PreviousTransformStrategy, PreviousVocabularyStrategy
 from components.sequence_gen.component import SequenceGen
+from components.transform import read_lines
 from components.transform.component import StableTransform
-from models.config import FeatureSpec, TwoTowerConfig
+from models.config import FeatureSpec, ItemIdsConfig, ModelConfig, TrainingConfig, TwoTowerConfig
 
 FEATURES = (
     FeatureSpec(name="genre", kind="categorical", tower="candidate", min_count=2),
     FeatureSpec(name="country", kind="categorical", tower="query", oov_buckets=2),
 )
+# An item needs two train events for an id embedding of its own.
+CONFIG = TwoTowerConfig(features=FEATURES, item_ids=ItemIdsConfig(min_count=2, oov_buckets=2))
 BEAM_ARGS = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner", "--sdk_container_image=unused"]
 DATA = DataConfig(split=SplitConfig(min_user_events=3, min_item_events=1, catalogue="all"))
 
@@ -75,7 +78,7 @@ def run(folder: Path, items: dict[str, str], users: dict[str, str], histories: d
         splits_config=transform_pb2.SplitsConfig(
             analyze=["catalogue", "train"], transform=["catalogue", "train", "validation", "all"]
         ),
-        custom_config={"two_tower": TwoTowerConfig(features=FEATURES).model_dump_json()},
+        custom_config={"two_tower": CONFIG.model_dump_json()},
     ).with_id("Transform")
     LocalDagRunner().run(
         Pipeline(
@@ -93,7 +96,8 @@ def run(folder: Path, items: dict[str, str], users: dict[str, str], histories: d
 def lines(graph: Path, name: str) -> list[str]:
     """A vocabulary, as an asset of the graph where it has one: line n is row n + 1."""
     path = graph / "transform_fn" / "assets" / name
-    return (path if path.exists() else graph / "vocabularies" / name).read_text().splitlines()
+    path = path if path.exists() else graph / "vocabularies" / name
+    return [word.decode() for word in read_lines(path.read_bytes())]
 
 
 def transformed(graph: Path, split: str, column: str) -> dict[str, list[int]]:
@@ -143,7 +147,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [first, second, third]
 
 
-@pytest.mark.parametrize("name", ["items", "users", "vocabulary_candidate_genre", "vocabulary_query_country"])
+VOCABULARIES = ["items", "item_embeddings", "users", "vocabulary_candidate_genre", "vocabulary_query_country"]
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_run_begins_with_the_rows_of_the_run_before(graphs: list[Path], name: str) -> None:
     first, second, third = (lines(graph, name) for graph in graphs)
     assert second[: len(first)] == first
@@ -172,6 +179,60 @@ def test_the_examples_carry_the_same_numbers(graphs: list[Path]) -> None:
     assert all(rows[run][item] == rows[0][item] for run in (1, 2) for item in rows[0])
 
 
+def test_rare_items_share_embeddings_until_they_are_frequent(graphs: list[Path]) -> None:
+    # Train events, two of each user being held back. Run 1: u5 b, u6 c d. Run 2: u1 A B, u2 A, u5 b. Run 3: u0 Z, u5 a,
+    # u6 a. So no item has two in run 1, A has in run 2 and a in run 3.
+    assert [lines(graph, "item_embeddings") for graph in graphs] == [[], ["A"], ["A", "a"]]
+    first, second, third = (transformed(graph, "catalogue", "item_embedding_row") for graph in graphs)
+    assert {row for rows in first.values() for row in rows} == {1, 2}
+    assert (second["A"], third["A"], third["a"]) == ([3], [3], [4])  # A is retired in run 3 and keeps its row.
+    assert {*second["a"], *third["Z"]} <= {1, 2}
+    # A shared row depends on the id alone, so it moves once at most: when the item gets its own.
+    assert {item: second[item] for item in first} == first
+    assert {item: third[item] for item in second if item != "a"} == {i: r for i, r in second.items() if i != "a"}
+    summary = json.loads((graphs[2] / "vocabularies" / "summary.json").read_text())["item_embeddings"]
+    # Live: a, b and Z; b has no train event and Z one of three.
+    assert (summary["rows"], summary["new"], summary["rare"]) == (2, 1, 2)
+    assert (summary["retired_values"], summary["out_of_vocabulary_share"]) == (["A"], round(1 / 3, 6))
+
+
+def test_rare_items_are_recommended(graphs: list[Path], tmp_path: Path) -> None:
+    from models.export import Catalogue, ServedTowers, export_saved_model
+    from models.input_pipeline import load_training_data
+    from models.keras import tf
+    from models.trainer import train, user_histories
+
+    graph = graphs[1]
+    folder = graph.parent.parent / "transformed_examples" / graph.name
+    config = CONFIG.model_copy(
+        update={
+            "model": ModelConfig(embedding_dim=4, num_layers=1, num_heads=1, max_history_length=4),
+            "training": TrainingConfig(epochs=1, batch_size=4, strategy="one_device"),
+        }
+    )
+    patterns = {split: [f"{folder}/Split-{split}/*"] for split in ("catalogue", "train", "validation", "all")}
+    data = load_training_data(patterns, str(graph), config)
+    model = train(config, data).model
+    # Padding, two buckets and A; the catalogue has six items of run 1 and two more.
+    assert model.candidate_tower.get_layer("item_id_embedding").input_dim == 4
+    assert len(model.candidate_vectors()) == 1 + len(lines(graph, "items")) == 9
+    export_saved_model(
+        str(tmp_path / "model"),
+        ServedTowers.of(model),
+        Catalogue(data.items.live, data.items.train_events),
+        user_histories(data),
+        transform_graph_dir=str(graph),
+    )
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures
+    answer = served["recommend"](
+        history=tf.constant([["A"]]), exclude=tf.constant([[""]]), k=tf.constant(9), country=tf.constant(["DE"])
+    )
+    # "" fills up the place of the item asked about.
+    assert sorted(answer["item_ids"].numpy()[0].tolist()) == [b"", b"B", b"b", b"c", b"d", b"e", b"f"]
+    near = served["similar_items"](item_ids=tf.constant(["b"]), k=tf.constant(9))["item_ids"].numpy()[0].tolist()
+    assert sorted(near) == [b"", b"A", b"B", b"c", b"d", b"e", b"f"]
+
+
 def test_what_is_new_retired_and_rare_is_reported(graphs: list[Path]) -> None:
     first, second, _ = (json.loads((graph / "vocabularies" / "summary.json").read_text()) for graph in graphs)
     genre = first["vocabulary_candidate_genre"]
@@ -183,7 +244,6 @@ def test_what_is_new_retired_and_rare_is_reported(graphs: list[Path]) -> None:
 
 
 def test_the_served_model_of_run_2_knows_the_rows_of_run_1(graphs: list[Path], tmp_path: Path) -> None:
-    from models.config import ModelConfig
     from models.export import Catalogue, ServedTowers, export_saved_model
     from models.keras import tf
     from models.serving_graph.users import UserHistories
