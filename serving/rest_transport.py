@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import threading
 import time
+import weakref
 
 import aiohttp
 import numpy as np
@@ -28,7 +29,8 @@ class RestTransport:
     def __init__(self, address: str) -> None:
         self._address = address
         self._local = threading.local()
-        self._connections: list[http.client.HTTPConnection] = []
+        # Those of threads that have ended go with them.
+        self._connections: weakref.WeakSet[http.client.HTTPConnection] = weakref.WeakSet()
 
     def predict(self, target: ModelTarget, signature: str, inputs: Arrays, timeout: float) -> dict[str, np.ndarray]:
         """Runs a signature."""
@@ -45,7 +47,7 @@ class RestTransport:
 
     def close(self) -> None:
         """Closes the connections of all threads."""
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.close()
 
     def _call(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
@@ -74,7 +76,7 @@ class RestTransport:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = http.client.HTTPConnection(self._address)
-            self._connections.append(connection)
+            self._connections.add(connection)
         return connection
 
 

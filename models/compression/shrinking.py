@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.compression.errors import CompressionError
 from models.config import TwoTowerConfig
+from models.retrieval.clustering import kmeans, nearest
 from models.two_tower import TwoTowerModel
 
 # Axes of each layer's weights: D = width of the vectors, A = attention, U = hidden units, P = positions, . = whole.
@@ -99,8 +100,9 @@ def shrunk_config(config: TwoTowerConfig, removal: Removal) -> TwoTowerConfig:
     shape = config.model
     head_width = shape.attention_dim // shape.num_heads
     heads = max(round(shape.num_heads * (1 - removal.heads)), 1)
-    # Even, so that int4 packs two columns into a byte.
-    dim = max(2 * round(shape.embedding_dim * (1 - removal.columns) / 2), 4)
+    # Even, so that int4 packs two columns into a byte; as it was where no columns go.
+    fewer = max(2 * round(shape.embedding_dim * (1 - removal.columns) / 2), 4)
+    dim = min(fewer, shape.embedding_dim) if removal.columns else shape.embedding_dim
     update = {
         "num_heads": heads,
         "attention_width": heads * head_width,
@@ -187,14 +189,7 @@ def share_rare_rows(
     rare = rows[np.argsort(np.asarray(train_events)[rows], kind="stable")[: int(len(rows) * share)]]
     if len(rare) < members:
         return vectors
-    points, rng = vectors[rare], np.random.default_rng(seed)
-    centroids = points[rng.choice(len(rare), len(rare) // members, replace=False)]
-    for _ in range(8):
-        cluster = (points @ centroids.T - np.square(centroids).sum(axis=1) / 2).argmax(axis=1)
-        counts = np.bincount(cluster, minlength=len(centroids))
-        sums = np.zeros_like(centroids)
-        np.add.at(sums, cluster, points)
-        centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
+    centroids = kmeans(vectors[rare], len(rare) // members, np.random.default_rng(seed))
     shared = vectors.copy()
-    shared[rare] = centroids[cluster]
+    shared[rare] = centroids[nearest(vectors[rare], centroids, 1)[:, 0]]
     return shared

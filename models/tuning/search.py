@@ -224,6 +224,12 @@ def available_devices() -> int:
     return len(tf.config.list_physical_devices("GPU")) or len(os.sched_getaffinity(0))
 
 
+def visible_gpus(count: int) -> list[str]:
+    """Names of `count` GPUs for `CUDA_VISIBLE_DEVICES`: those that this process was given, if it was given some."""
+    given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (given or [str(number) for number in range(count)])[:count]
+
+
 def _here(request: TrialRequest, data: TrainingData) -> Callable[[Mapping[str, Any], int], TrialResult]:
     return lambda values, worker: run_trial(request, values, data)
 
@@ -232,12 +238,12 @@ def _elsewhere(request: TrialRequest, workers: int) -> Callable[[Mapping[str, An
     """Each trial in a process of its own: one that is killed for its memory costs that trial, not the search."""
     from models.keras import tf
 
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    gpus = visible_gpus(len(tf.config.list_physical_devices("GPU")))
     threads = str(max(len(os.sched_getaffinity(0)) // workers, 1))
     limits = {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
 
     def run(values: Mapping[str, Any], worker: int) -> TrialResult:
-        device = {"CUDA_VISIBLE_DEVICES": str(worker % gpus)} if gpus else {}
+        device = {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
         with tempfile.TemporaryDirectory(prefix="tandem-trial-") as folder:
             file = Path(folder) / "result.json"
             done = subprocess.run(
@@ -272,4 +278,5 @@ __all__ = [
     "available_devices",
     "make_oracle",
     "make_space",
+    "visible_gpus",
 ]

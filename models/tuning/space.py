@@ -107,6 +107,11 @@ class TunerConfig(Record):
                 'there is nothing to search: give [tuner.space] at least one key, e.g. "training.learning_rate" = '
                 "{ min = 1e-4, max = 1e-2, scale = 'log' }"
             )
+        if self.algorithm == "hyperband" and "training.epochs" in self.space:
+            raise ValueError(
+                'hyperband decides itself how many epochs a trial gets: leave "training.epochs" out of [tuner.space], '
+                "or use another algorithm"
+            )
         for key, choices in self.space.items():
             for value in choices.examples():
                 _check(key, value)

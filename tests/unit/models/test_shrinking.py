@@ -11,9 +11,10 @@ from models.compression.codecs import encode_rows
 from models.compression.encoder_rounding import round_encoder
 from models.compression.errors import CompressionError
 from models.compression.rebuild import plain_copy
-from models.compression.shrinking import Removal, share_rare_rows, shrink
+from models.compression.shrinking import Removal, share_rare_rows, shrink, shrunk_config
 from models.compression.storage import make_table
 from models.compression.tflite import LiteQueryTower, convert_query_tower, query_inputs
+from models.config import ModelConfig, TwoTowerConfig
 from models.input_pipeline import Ragged, Sequences
 from models.keras import tf
 from models.two_tower import load
@@ -91,6 +92,14 @@ def test_removal_is_refused_where_there_is_nothing_to_remove():
         shrink(small_model(history_encoder="gru"), Removal(columns=0.5))
     with pytest.raises(CompressionError, match="no attention heads"):
         shrink(small_model(history_encoder="mean"), Removal(heads=0.5))
+
+
+@pytest.mark.parametrize(("columns", "dim"), [(0.0, 5), (0.2, 4), (0.9, 4)])
+def test_an_odd_width_stays_unless_columns_go(columns, dim):
+    config = TwoTowerConfig(model=ModelConfig(embedding_dim=5, num_heads=1, num_layers=1))
+    smaller = shrunk_config(config, Removal(units=0.5, columns=columns)).model
+    assert smaller.embedding_dim == dim
+    assert smaller.feed_forward_dim == config.model.feed_forward_dim // 2
 
 
 def test_the_rarest_items_share_rows_and_equal_rows_are_stored_once():

@@ -10,7 +10,7 @@ import pytest
 from models.config import TwoTowerConfig
 from models.input_pipeline import load_training_data
 from models.tuning import search as search_module
-from models.tuning.search import NoFeasibleTrial, SettingsTuner, TrialMemory
+from models.tuning.search import NoFeasibleTrial, SettingsTuner, TrialMemory, visible_gpus
 from models.tuning.space import TunerConfig, with_values
 from models.tuning.trial import TrialRequest, TrialResult, impossible, run_trial
 
@@ -36,6 +36,20 @@ RATES = {"training.learning_rate": {"min": 1e-4, "max": 1e-1, "scale": "log"}}
 def test_spaces_that_cannot_be_searched_are_named(space: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TunerConfig(enabled=True, space=space)
+
+
+def test_hyperband_decides_about_the_epochs_itself() -> None:
+    with pytest.raises(ValueError, match=r'leave "training\.epochs" out'):
+        TunerConfig(enabled=True, algorithm="hyperband", space={"training.epochs": [3, 9]})
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "expected"),
+    [("", 2, ["0", "1"]), ("2, 3", 2, ["2", "3"]), ("GPU-a1,GPU-b2,GPU-c3", 2, ["GPU-a1", "GPU-b2"]), ("", 0, [])],
+)
+def test_trials_stay_on_the_gpus_that_the_run_was_given(monkeypatch, given, count, expected) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus(count) == expected
 
 
 def test_values_become_a_configuration() -> None:
