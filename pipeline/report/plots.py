@@ -107,7 +107,7 @@ def variant_bars(rows: Sequence[VariantRow]) -> Figure | None:
     names = [f"{row.name} (served)" if row.chosen else row.name for row in measured]
     colours = [BLUE if row.chosen else GREY for row in measured]
     _bar_pairs(size, [_mega(row.saved_model_bytes) for row in measured], None, colours)
-    _bar_pairs(latency, [row.p50_ms or 0.0 for row in measured], [row.p99_ms or 0.0 for row in measured], colours)
+    _bar_pairs(latency, [row.p50_ms or 0.0 for row in measured], [row.p99_ms for row in measured], colours)
     size.set_title("SavedModel, MB", loc="left", fontsize=10.5)
     latency.set_title("latency, ms: median (bar) and 99th percentile (line)", loc="left", fontsize=10.5)
     size.set_yticks(range(len(measured)), names)
@@ -146,13 +146,19 @@ def _compared(report: Report) -> dict[str, dict[str, Any]]:
     return models
 
 
-def _bar_pairs(axes: Any, values: Sequence[float], ends: Sequence[float] | None, colours: Sequence[str]) -> None:
+def _bar_pairs(axes: Any, values: Sequence[float], ends: Sequence[float | None] | None, colours: Sequence[str]) -> None:
+    """Bars with their value, or with a line from it to its end and both numbers; an end of None was not measured."""
     places = range(len(values))
     bars = axes.barh(places, values, color=colours, height=0.6)
     if ends is None:
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8.5)
     else:
         for place, value, end in zip(places, values, ends, strict=True):
+            if end is None:
+                axes.annotate(
+                    "not timed", (0, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
+                )
+                continue
             axes.plot([value, end], [place, place], color=INK, linewidth=1)
             axes.plot([end, end], [place - 0.14, place + 0.14], color=INK, linewidth=1)
             axes.annotate(

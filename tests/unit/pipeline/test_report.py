@@ -12,8 +12,8 @@ from components.errors import MissingInputError, UnreadableFileError
 from pipeline.report import load_report, rebuild_html
 from pipeline.report.data_section import row_counts, verdict_rows
 from pipeline.report.html import count, headline_cards, render_html, seconds, size, slice_groups
-from pipeline.report.plots import all_plots
-from pipeline.report.schema import Report
+from pipeline.report.plots import all_plots, variant_bars
+from pipeline.report.schema import Report, VariantRow
 
 # What the contract of the project promises; keys may be added, none may go or change its name.
 CONTRACT: dict[str, Any] = {
@@ -201,6 +201,14 @@ def test_an_empty_report_still_makes_a_page() -> None:
     bare = Report(name="tiny", created="2026-11-22T04:00:00+00:00", pushed=False, blessed=False)
     assert all_plots(bare) == {}
     assert "refused by the gate" in render_html(bare)
+
+
+def test_a_variant_that_was_refused_before_it_was_timed_says_so() -> None:
+    rows = [VariantRow(name="int8", chosen=True, saved_model_bytes=10**6, p50_ms=2.0, p99_ms=3.5)]
+    rows += [VariantRow(name="int4", chosen=False, saved_model_bytes=8 * 10**5)]
+    figure = variant_bars(rows)
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[1].texts] == ["2.0 | 3.5", "not timed"]
 
 
 def test_plots_are_there_for_what_was_measured() -> None:
