@@ -69,7 +69,6 @@ def _read(pipeline: beam.Pipeline, name: str, paths: tuple[str, ...], reader: be
     return (
         pipeline
         | f"{name}Shards" >> beam.Create(sorted(paths))
-        | f"{name}Spread" >> beam.Reshuffle()
         | f"Read{name}" >> beam.ParDo(reader).with_outputs(FACTS, main="main")
     )
 

@@ -41,12 +41,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 target = artifact_utils.get_split_uri([statistics], split)
                 fileio.makedirs(target)
                 paths = [os.path.join(folder, name) for name in sorted(fileio.listdir(folder))]
+                if not paths:
+                    write_statistics(TableSummary(), os.path.join(target, DEFAULT_FILE_NAME))
+                    continue
                 _ = (
                     pipeline
                     | f"Shards[{split}]" >> beam.Create(paths)
-                    | f"Spread[{split}]" >> beam.Reshuffle()
                     | f"Summarise[{split}]" >> beam.Map(summarise_shard)
-                    | f"Merge[{split}]" >> beam.CombineGlobally(merge_summaries)
+                    | f"Merge[{split}]" >> beam.CombineGlobally(merge_summaries).without_defaults()
                     | f"Write[{split}]" >> beam.Map(write_statistics, os.path.join(target, DEFAULT_FILE_NAME))
                 )
 

@@ -75,7 +75,8 @@ class FeatureSummary:
 
     def _add_strings(self, values: pa.Array) -> None:
         counted = values.value_counts()
-        keys, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+        # By NumPy the values become Python's objects many times as fast as by `to_pylist`.
+        keys, counts = (counted.field(name).to_numpy(zero_copy_only=False).tolist() for name in ("values", "counts"))
         known = self.counts
         for key, count in zip(keys, counts, strict=True):
             known[key] += count

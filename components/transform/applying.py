@@ -46,12 +46,7 @@ def apply(
         fileio.makedirs(target)
         names = sorted(fileio.listdir(source))
         shards += [(os.path.join(source, n), os.path.join(target, n.replace(_PREFIX_IN, _PREFIX_OUT))) for n in names]
-    _ = (
-        pipeline
-        | "Shards" >> beam.Create(shards)
-        | "Spread" >> beam.Reshuffle()
-        | "Transform" >> beam.ParDo(TransformShard(graph, schema, partial))
-    )
+    _ = pipeline | "Shards" >> beam.Create(shards) | "Transform" >> beam.ParDo(TransformShard(graph, schema, partial))
 
 
 class TransformShard(beam.DoFn):

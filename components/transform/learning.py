@@ -71,9 +71,8 @@ def learn(
     _ = (
         pipeline
         | "Shards" >> beam.Create(_shards(uri, wanted))
-        | "Spread" >> beam.Reshuffle()
         | "Learn" >> beam.Map(learn_shard, schema, wanted, bool(config.item_ids.min_count))
-        | "Sum" >> beam.CombineGlobally(add_up)
+        | "Sum" >> beam.CombineGlobally(add_up).without_defaults()
         | "Continue" >> beam.Map(write_vocabularies, wanted, config.item_ids, previous, folder)
     )
 

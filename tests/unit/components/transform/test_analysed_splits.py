@@ -1,0 +1,28 @@
+"""Which splits TFT reads record by record before the graph is made."""
+
+from __future__ import annotations
+
+import pytest
+
+from components.transform.executor import analysed_splits
+from models.config import FeatureSpec
+
+BOTH = ("catalogue", "train")
+GENRE = FeatureSpec(name="genre", kind="categorical", tower="candidate")
+PRICE = FeatureSpec(name="price", kind="numeric", tower="candidate")
+AGE = FeatureSpec(name="age", kind="numeric", tower="query", normalization="bucketize")
+LAUNCH = FeatureSpec(name="launch", kind="timestamp", tower="candidate")
+
+
+@pytest.mark.parametrize(
+    ("features", "splits"),
+    [
+        ((GENRE, PRICE), ["catalogue"]),  # the mean of prices
+        ((GENRE, AGE), ["train"]),  # the quantiles of ages: one record per user
+        ((LAUNCH,), ["train"]),  # the newest event, which the launch is compared with
+        ((PRICE, AGE, LAUNCH), ["catalogue", "train"]),
+        ((GENRE,), ["catalogue"]),  # nothing to analyse, but TFX wants a split
+    ],
+)
+def test_only_splits_with_something_to_learn_are_read(features: tuple[FeatureSpec, ...], splits: list[str]) -> None:
+    assert analysed_splits(features, BOTH) == splits
