@@ -1,47 +1,35 @@
-"""TFX executor: learns the vocabularies, lets TFX's Transform make the graph, applies it shard by shard."""
+"""TFX executor: learns the vocabularies, lets TFT make the graph, applies it shard by shard."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from tfx import types
-from tfx.components.transform import executor
 from tfx.components.transform.executor_utils import ResolveSplitsConfig, SetSplitNames
+from tfx.components.util import udf_utils
+from tfx.dsl.components.base import base_beam_executor
 from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
-from tfx.utils import io_utils, json_utils, proto_utils
+from tfx.utils import io_utils, json_utils
 
 from components.artifacts import VOCABULARIES_FOLDER
+from components.transform.analysing import analysed_splits, make_graph
 from components.transform.applying import apply
 from components.transform.learning import learn
-from models.config import FeatureSpec, TwoTowerConfig
+from models.config import TwoTowerConfig
 
 _EXAMPLES = standard_component_specs.EXAMPLES_KEY
 _TRANSFORMED = standard_component_specs.TRANSFORMED_EXAMPLES_KEY
+_PREPROCESSING_FN = standard_component_specs.PREPROCESSING_FN_KEY
 
 
-def analysed_splits(features: Sequence[FeatureSpec], splits: Sequence[str]) -> list[str]:
-    """The splits in which TFT's analyzers find what the features need; TFT reads them record by record.
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """What TFX's Transform does, in three steps on whole shards.
 
-    Numbers of items are in the catalogue alone, those of users and the newest event, to which a timestamp is
-    compared, in the train split alone. A run without any still names one.
-
-    Args:
-        features: Of both towers.
-        splits: That may be analysed: `catalogue` and `train`.
-    """
-    wanted = {"catalogue" if spec.tower == "candidate" else "train" for spec in features if spec.kind == "numeric"}
-    wanted |= {"train" for spec in features if spec.kind == "timestamp"}
-    return [split for split in splits if split in wanted] or list(splits[:1])
-
-
-class Executor(executor.Executor):
-    """TFX's Transform in three steps; `transform_graph` also holds the vocabularies and what changed in them.
-
-    TFX's own makes the graph alone: TFT's analyzers read the data only for what no file gives (means, boundaries), and
-    without any the graph is made in place. TFX would then send every record through Beam twice, one by one.
+    `transform_graph` also holds the vocabularies and what changed in them. TFT's analyzers read the data only for what
+    no file gives (means, boundaries).
     """
 
     def Do(
@@ -64,17 +52,17 @@ class Executor(executor.Executor):
         with self._make_beam_pipeline() as pipeline:
             last = os.path.join(previous[0].uri, VOCABULARIES_FOLDER) if previous else ""
             learn(pipeline, examples.uri, schema, config, last, folder)
-        splits_config = ResolveSplitsConfig(exec_properties["splits_config"], input_dict[_EXAMPLES])
-        splits = list(splits_config.transform)
-        splits_config.analyze[:] = analysed_splits(config.features, splits_config.analyze)
-        properties = {
-            **exec_properties,
-            "custom_config": json_utils.dumps({**custom_config, "vocabularies": folder}),
-            "splits_config": proto_utils.proto_to_json(splits_config),
-        }
-        super().Do(input_dict, {k: v for k, v in output_dict.items() if k != _TRANSFORMED}, properties)
-        SetSplitNames(splits, output_dict[_TRANSFORMED])
+        preprocessing_fn = functools.partial(
+            udf_utils.get_fn(exec_properties, _PREPROCESSING_FN),
+            custom_config={**custom_config, "vocabularies": folder},
+        )
+        splits = ResolveSplitsConfig(exec_properties["splits_config"], input_dict[_EXAMPLES])
+        analysed = [split for split in analysed_splits(config.features) if split in splits.analyze]
+        make_graph(
+            self._make_beam_pipeline, preprocessing_fn, schema, examples.uri, analysed or splits.analyze[:1], graph
+        )
+        SetSplitNames(splits.transform, output_dict[_TRANSFORMED])
         output = artifact_utils.get_single_uri(output_dict[_TRANSFORMED])
         with self._make_beam_pipeline() as pipeline:
-            apply(pipeline, examples.uri, schema, splits, graph, output)
+            apply(pipeline, examples.uri, schema, splits.transform, graph, output)
         fileio.rmtree(os.path.join(output, "partial"))

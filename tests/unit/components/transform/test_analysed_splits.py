@@ -1,13 +1,12 @@
-"""Which splits TFT reads record by record before the graph is made."""
+"""Which splits TFT reads before the graph is made."""
 
 from __future__ import annotations
 
 import pytest
 
-from components.transform.executor import analysed_splits
+from components.transform.analysing import analysed_splits
 from models.config import FeatureSpec
 
-BOTH = ("catalogue", "train")
 GENRE = FeatureSpec(name="genre", kind="categorical", tower="candidate")
 PRICE = FeatureSpec(name="price", kind="numeric", tower="candidate")
 AGE = FeatureSpec(name="age", kind="numeric", tower="query", normalization="bucketize")
@@ -21,8 +20,8 @@ LAUNCH = FeatureSpec(name="launch", kind="timestamp", tower="candidate")
         ((GENRE, AGE), ["train"]),  # the quantiles of ages: one record per user
         ((LAUNCH,), ["train"]),  # the newest event, which the launch is compared with
         ((PRICE, AGE, LAUNCH), ["catalogue", "train"]),
-        ((GENRE,), ["catalogue"]),  # nothing to analyse, but TFX wants a split
+        ((GENRE,), ["catalogue"]),  # nothing to analyse, but TFT wants data
     ],
 )
 def test_only_splits_with_something_to_learn_are_read(features: tuple[FeatureSpec, ...], splits: list[str]) -> None:
-    assert analysed_splits(features, BOTH) == splits
+    assert analysed_splits(features) == splits
