@@ -97,6 +97,41 @@ def recency_weights(timestamps: NDArray, half_life_days: float) -> NDArray[np.fl
     return (0.5 ** (age_days / half_life_days)).astype(np.float32)
 
 
+def pack_windows(lengths: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Puts windows into as few rows as a greedy rule needs: each row takes the longest windows that still fit.
+
+    Best fit decreasing, which needs at most 11/9 of the fewest rows possible (Johnson, 1973).
+
+    Args:
+        lengths: Inputs of each window, from 1 to `width`.
+        width: Room of a row.
+
+    Returns:
+        `order`, the windows row by row, and `splits` `(rows + 1,)`: row r holds `order[splits[r]:splits[r + 1]]`.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    ends = np.cumsum(np.bincount(lengths, minlength=width + 1))
+    left = np.diff(ends, prepend=0).tolist()  # windows of each length that no row has yet
+    next_of = (ends - left).tolist()
+    order: list[int] = []
+    splits = [0]
+    longest = width
+    while len(order) < len(lengths):
+        while not left[longest]:
+            longest -= 1
+        room, length = width, longest
+        while length > 0:
+            if not left[length] or length > room:
+                length = min(length - 1, room)
+                continue
+            order.append(next_of[length])
+            next_of[length] += 1
+            left[length] -= 1
+            room -= length
+        splits.append(len(order))
+    return by_length[np.array(order, np.int64)], np.array(splits, np.int64)
+
+
 @dataclass(frozen=True)
 class LabelRules:
     """What a position has to predict.
@@ -130,6 +165,7 @@ class TrainingBatches:
         seed: Of order and labels.
         multiple: Every batch is a multiple of this many sequences (replicas); padded with empty ones.
         labels: What the positions predict.
+        packing: Several windows share a row of `max_length`; the first row number of each is then negative.
 
     Raises:
         ValueError: If weights by age are asked for but the sequences carry no times.
@@ -145,6 +181,7 @@ class TrainingBatches:
         seed: int = 0,
         multiple: int = 1,
         labels: LabelRules | None = None,
+        packing: bool = False,
     ) -> None:
         self.labels = labels or LabelRules()
         half_life = self.labels.half_life_days
@@ -160,11 +197,18 @@ class TrainingBatches:
         )
         self.first_places = first_occurrences(sequences.rows) if self.labels.novel else None
         self.windows = cut_windows(sequences.rows, max_length, every_event)
+        self.packing = packing
+        if packing:
+            self._order, self._splits = pack_windows(self.windows.lengths, max_length)
+        else:
+            self._order, self._splits = np.arange(len(self.windows)), np.arange(len(self.windows) + 1)
+        ends = np.concatenate([[0], np.cumsum(self.windows.lengths[self._order])])
+        filled = np.diff(ends[self._splits])  # inputs in each row
         buckets = bucket_lengths(max_length)
-        of_window = np.searchsorted(buckets, self.windows.lengths)
+        of_row = np.searchsorted(buckets, filled)
         self.buckets = []
         for bucket, length in enumerate(buckets.tolist()):
-            members = np.flatnonzero(of_window == bucket)
+            members = np.flatnonzero(of_row == bucket)
             if len(members):
                 size = bucket_batch_size(batch_size, length, max_length, multiple)
                 self.buckets.append((length, size, members))
@@ -182,6 +226,8 @@ class TrainingBatches:
     def epoch(self, number: int) -> Iterator[dict[str, NDArray]]:
         """Batches of one epoch: `rows`, `labels` int32 `(B, L)`, `weights` float32 (if by age), query features.
 
+        With packing, `rows` is negative where a history begins.
+
         Event values of the sequences travel along, `(B, L, ...)`.
 
         Args:
@@ -197,28 +243,51 @@ class TrainingBatches:
             yield self._batch(chosen, length, size, rng)
 
     def _batch(self, chosen: NDArray, length: int, size: int, rng: np.random.Generator) -> dict[str, NDArray]:
-        windows, values = self.windows, self.windows.values
-        starts, ends, owners = windows.starts[chosen], windows.ends[chosen], windows.owners[chosen]
-        place = ends[:, None] - length + np.arange(length)
-        inside = place >= starts[:, None]
-        place = np.where(inside, place, 0)
+        """The batch of `chosen` rows of the plan, each filled from the right, with empty rows up to `size`."""
+        counts = self._splits[chosen + 1] - self._splits[chosen]
+        members = self._order[np.repeat(self._splits[chosen], counts) + _counted(counts)]
+        row_of = np.repeat(np.arange(len(chosen)), counts)
+        place, inside, begins, owners = self._places(members, row_of, (size, length))
         ahead = rng.integers(1, self.labels.horizon + 1, place.shape) if self.labels.horizon > 1 else 1
-        of_label = np.minimum(place + ahead, self.sequences.rows.splits[1:][owners][:, None] - 1)
+        of_label = np.where(inside, np.minimum(place + ahead, self.sequences.rows.splits[1:][owners] - 1), 0)
         wanted = inside if self.first_places is None else inside & (self.first_places[of_label] > place)
-        batch = {
-            "rows": np.where(inside, values[place], 0).astype(np.int32),
-            "labels": np.where(wanted, values[of_label], 0).astype(np.int32),
-        }
+        values = self.windows.values
+        rows = np.where(inside, values[place], 0).astype(np.int32)
+        if self.packing:
+            rows = np.where(begins, -rows, rows)
+        batch = {"rows": rows, "labels": np.where(wanted, values[of_label], 0).astype(np.int32)}
         if self.weights is not None:
             batch["weights"] = np.where(wanted, self.weights[of_label], 0).astype(np.float32)
-        batch |= {name: feature[owners] for name, feature in self.sequences.features.items()}
+        for name, feature in self.sequences.features.items():
+            of_row = feature[self.windows.owners[members]]  # without packing a row is one window
+            batch[name] = np.pad(of_row, [(0, size - len(of_row)), *[(0, 0)] * (feature.ndim - 1)])
         for name, of_event in self.sequences.event_values.items():
             beside = inside.reshape(*inside.shape, *[1] * (of_event.ndim - 1))
             batch[name] = np.where(beside, of_event[place], 0).astype(of_event.dtype)
-        missing = size - len(chosen)
-        if missing:
-            batch = {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()}
         return batch
+
+    def _places(
+        self, members: NDArray, row_of: NDArray, shape: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+        """Of each position of a batch: its place in the flat values, if it has one, begins a window, whose it is."""
+        lengths = self.windows.lengths[members]
+        filled = np.bincount(row_of, lengths, minlength=shape[0]).astype(np.int64)
+        before = np.cumsum(lengths) - lengths - (np.cumsum(filled) - filled)[row_of]  # in the same row
+        step = _counted(lengths)
+        at = np.repeat(row_of * shape[1] + shape[1] - filled[row_of] + before, lengths) + step
+        place, owners = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        inside, begins = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+        place.reshape(-1)[at] = np.repeat(self.windows.starts[members], lengths) + step
+        owners.reshape(-1)[at] = np.repeat(self.windows.owners[members], lengths)
+        inside.reshape(-1)[at] = True
+        begins.reshape(-1)[at[step == 0]] = True
+        return place, inside, begins, owners
+
+
+def _counted(counts: NDArray) -> NDArray[np.int64]:
+    """0, 1, ... for each count, one after another: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
+    ends = np.cumsum(counts)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
 def first_occurrences(histories: Ragged) -> NDArray[np.int64]:
@@ -264,6 +333,7 @@ __all__ = [
     "cut_windows",
     "first_occurrences",
     "gather_padded",
+    "pack_windows",
     "query_batches",
     "recency_weights",
 ]

@@ -227,6 +227,8 @@ class TrainingConfig(Record):
             More suits data where the order within a visit means nothing, and targets far ahead.
         novel_labels: Skip labels that are in the history already: answers leave those items out.
         windows: Cut long histories into windows so that every event is trained on.
+        packing: Put several short histories into one row of a batch, where none reads another, instead of padding each:
+            for the transformer with rotary positions and without query features.
         popularity_trend: After fitting, correct the scores for what is popular lately, as far as validation gains.
         refit: After choosing epochs and trend on validation, fit again on all events and push that model. Gate and
             report judge the model that has not seen the test events, in the same compressed form.
@@ -255,6 +257,7 @@ class TrainingConfig(Record):
     label_horizon: int = Field(default=1, ge=1, le=1000)
     novel_labels: bool = True
     windows: bool = True
+    packing: bool = False
     popularity_trend: bool = False
     refit: bool = False
     mixed_precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
@@ -386,6 +389,23 @@ class TwoTowerConfig(Record):
                 f"item_ids.min_count = {self.item_ids.min_count} shares rows of the candidate tower's table, but "
                 "model.history_encoder = 'wide' has a second table with a row per item; leave min_count out or choose "
                 "another encoder"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_packed(self) -> TwoTowerConfig:
+        if not self.training.packing:
+            return self
+        if self.model.history_encoder != "transformer" or self.model.positions != "rotary":
+            raise ValueError(
+                "training.packing = true needs an encoder that knows distances alone and can be kept from reading the "
+                'histories beside: set model.history_encoder = "transformer" and model.positions = "rotary", or leave '
+                "packing out"
+            )
+        if features := self.tower_features("query"):
+            raise ValueError(
+                f"training.packing = true puts several users into a row, but the query feature {features[0].name!r} "
+                "has one value a row; leave packing out, or the feature"
             )
         return self
 

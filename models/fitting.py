@@ -167,6 +167,7 @@ class _Fitting:
             seed=training.seed,
             multiple=strategy.num_replicas_in_sync * training.accumulate_steps,
             labels=LabelRules.of(training),
+            packing=training.packing,
         )
         if not len(self.batches.windows):
             raise ValueError("no history holds two events, so there is nothing to learn; lower the preset's minimum")

@@ -10,6 +10,7 @@ of a sequence are trained at once. Histories are left-padded: the newest item si
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,12 @@ def visible(rows: Any) -> Any:
     return tf.logical_and(causal, tf.not_equal(rows, 0)[:, tf.newaxis, :])[:, tf.newaxis]
 
 
+def same_history(rows: Any) -> Any:
+    """Bool `(batch, 1, length, length)`: positions of one history, where a negative row begins a new one."""
+    history = tf.cumsum(tf.cast(rows < 0, tf.int32), axis=1)
+    return tf.equal(history[:, :, tf.newaxis], history[:, tf.newaxis, :])[:, tf.newaxis]
+
+
 def split_heads(inputs: Any, num_heads: int) -> Any:
     """`(batch, length, heads * size)` to `(batch, heads, length, size)`."""
     shape = tf.shape(inputs)
@@ -107,6 +114,7 @@ class CausalAttention(keras.layers.Layer):
     Args:
         num_heads: Must divide the width.
         rotary: Queries and keys are turned by their place (`rotate`).
+        packed: Rows may hold several histories, each of which begins with a negative number.
 
     Call arguments:
         queries, keys, values: Float tensors `(batch, length, dim)`.
@@ -116,10 +124,11 @@ class CausalAttention(keras.layers.Layer):
         Tensor `(batch, length, dim)`.
     """
 
-    def __init__(self, num_heads: int, rotary: bool = False, **kwargs: Any) -> None:
+    def __init__(self, num_heads: int, rotary: bool = False, packed: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.rotary = rotary
+        self.packed = packed
 
     def call(self, queries: Any, keys: Any, values: Any, rows: Any) -> Any:  # noqa: D102
         dim = queries.shape[-1]
@@ -129,11 +138,13 @@ class CausalAttention(keras.layers.Layer):
         if self.rotary:
             query_heads, key_heads = rotate(query_heads), rotate(key_heads)
         scores = tf.matmul(query_heads, key_heads, transpose_b=True)
-        scores = tf.where(visible(rows), scores, scores.dtype.min)
+        readable = tf.logical_and(visible(rows), same_history(rows)) if self.packed else visible(rows)
+        scores = tf.where(readable, scores, scores.dtype.min)
         return join_heads(tf.matmul(tf.nn.softmax(scores), split_heads(values, self.num_heads)), dim)
 
     def get_config(self) -> dict[str, Any]:  # noqa: D102
-        return {**super().get_config(), "num_heads": self.num_heads, "rotary": self.rotary}
+        own = {"num_heads": self.num_heads, "rotary": self.rotary, "packed": self.packed}
+        return {**super().get_config(), **own}
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -249,7 +260,7 @@ def gru_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
     return keras.layers.Dense(config.embedding_dim, dtype=policy, name="output_projection")(hidden)
 
 
-def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
+def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any, packed: bool = False) -> Any:
     """Pre-norm causal transformer (SASRec, ICDM 2018, in the form of eSASRec, RecSys 2025)."""
     dim, hidden = config.embedding_dim, inputs
     for layer in range(config.num_layers):
@@ -261,7 +272,7 @@ def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any)
             for part in ("query", "key", "value")
         )
         mixed = CausalAttention(
-            config.num_heads, config.positions == "rotary", dtype=policy, name=f"attention_{layer}"
+            config.num_heads, config.positions == "rotary", packed, dtype=policy, name=f"attention_{layer}"
         )(query, key, value, rows)
         mixed = keras.layers.Dense(dim, dtype=policy, name=f"attention_output_{layer}")(mixed)
         mixed = keras.layers.Dropout(config.dropout, dtype=policy, name=f"attention_dropout_{layer}")(mixed)
@@ -297,7 +308,11 @@ def hstu_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any
 
 
 def build_history_encoder(
-    config: ModelConfig, num_items: int, columns: Sequence[FeatureColumn], precision: str = "float32"
+    config: ModelConfig,
+    num_items: int,
+    columns: Sequence[FeatureColumn],
+    precision: str = "float32",
+    packed: bool = False,
 ) -> keras.Model:
     """The functional history encoder that `config.history_encoder` names.
 
@@ -306,6 +321,7 @@ def build_history_encoder(
         num_items: Items of the catalogue; sizes the item table of `wide`.
         columns: Query features (user and context).
         precision: Compute precision of the blocks; the output is always float32.
+        packed: The transformer reads rows of several histories, each of which begins with a negative row number.
 
     Returns:
         Model from `{"vectors": (B, L, D), "rows": (B, L), feature: (B, width)}` to `(B, L, D)`.
@@ -336,7 +352,8 @@ def build_history_encoder(
             name="wide_item_embedding",
         )
         hidden = keras.layers.Add(name="wide_sum")([hidden, table(rows)])
-    outputs = ENCODERS[config.history_encoder](hidden, rows, config, policy)
+    blocks = partial(transformer_blocks, packed=True) if packed else ENCODERS[config.history_encoder]
+    outputs = blocks(hidden, rows, config, policy)
     outputs = keras.layers.Activation("linear", dtype="float32", name="query_vectors")(outputs)
     if config.normalize:
         outputs = UnitLength(name="unit_length")(outputs)

@@ -52,7 +52,9 @@ class TwoTowerModel(tfrs.Model):
         self.id_column = item_embedding_column(config, num_items, self.vocabulary_sizes)
         self.candidate_tower = build_candidate_tower(config.model, num_items, self.candidate_columns, self.id_column)
         self.precision = compute_precision(config.training)
-        self.history_encoder = build_history_encoder(config.model, num_items, self.query_columns, self.precision)
+        self.history_encoder = build_history_encoder(
+            config.model, num_items, self.query_columns, self.precision, config.training.packing
+        )
         self.prior_weight = self.add_weight(
             name="prior_weight", shape=(), initializer="zeros", trainable=config.model.popularity_prior
         )
@@ -157,10 +159,10 @@ class TwoTowerModel(tfrs.Model):
         """Weighted mean loss per target of the global batch, as this replica's share: shares add up over replicas.
 
         Args:
-            inputs: `rows` int32 `(B, L)` and `labels` int32 `(B, L)` (the item after each position; 0 =
-                none), both left-padded, the query features, and optionally `weights` float `(B, L)` of the
-                labels (`in_batch` takes a positive weight as 1) and a teacher's `teacher_rows` int32 and
-                `teacher_shares` float32 `(B, L, K)` (`models.distillation`).
+            inputs: `rows` int32 `(B, L)` (negative where a history begins, if several share a row) and `labels`
+                int32 `(B, L)` (the item after each position; 0 = none), both left-padded, the query features, and
+                optionally `weights` float `(B, L)` of the labels (`in_batch` takes a positive weight as 1) and a
+                teacher's `teacher_rows` int32 and `teacher_shares` float32 `(B, L, K)` (`models.distillation`).
             training: Whether dropout is active.
             total: Weight of the global batch, if `inputs` are a part of a replica's share; None = they are all of it.
 
@@ -212,7 +214,7 @@ class TwoTowerModel(tfrs.Model):
 
     def _full_softmax(self, inputs: Mapping[str, Any], weights: Any, training: bool) -> Any:
         table = self.candidate_vectors(training)
-        queries = self._queries(tf.gather(table, inputs["rows"]), inputs, training)
+        queries = self._queries(tf.gather(table, tf.abs(inputs["rows"])), inputs, training)
         labels = inputs["labels"]
         table = self._with_bias(table)
         taught = 0.0
@@ -238,7 +240,8 @@ class TwoTowerModel(tfrs.Model):
 
     def _vectors_of_batch(self, inputs: Mapping[str, Any], negatives: Any, training: bool) -> tuple[Any, ...]:
         """Vectors of histories, labels, negatives and teacher lists (all but the first with bias), each row once."""
-        groups = (inputs["rows"], inputs["labels"], negatives, inputs.get(TEACHER_ROWS, tf.zeros([0], tf.int32)))
+        rows, labels = tf.abs(inputs["rows"]), inputs["labels"]
+        groups = (rows, labels, negatives, inputs.get(TEACHER_ROWS, tf.zeros([0], tf.int32)))
         distinct, index = tf.unique(tf.concat([tf.reshape(group, [-1]) for group in groups], axis=0))
         table = self.vectors_of(distinct, training)
         joint = self._with_bias(table, distinct)

@@ -55,6 +55,7 @@ class FineTuning:
             every_event=training.windows,
             seed=training.seed,
             labels=LabelRules.of(training),
+            packing=training.packing,
         )
 
     def num_steps(self, model: TwoTowerModel) -> int:

@@ -15,6 +15,7 @@ from models.batches import (
     cut_windows,
     first_occurrences,
     gather_padded,
+    pack_windows,
     query_batches,
     recency_weights,
 )
@@ -87,6 +88,34 @@ def test_every_event_but_the_first_is_a_label_once_per_epoch() -> None:
     assert len(shapes) <= 3
     assert batches.num_positions == len(labels)
     assert batches.steps_per_epoch == sum(1 for _ in batches.epoch(1))
+
+
+def test_windows_are_packed_by_hand() -> None:
+    order, splits = pack_windows(np.array([2, 5, 3, 1, 3]), 6)
+    assert [sorted(order[a:b].tolist()) for a, b in zip(splits, splits[1:], strict=False)] == [[1, 3], [2, 4], [0]]
+
+
+def test_packing_keeps_all_labels_and_leaves_little_padding() -> None:
+    rng = np.random.default_rng(0)
+    lists, label = [], 1
+    for length in rng.integers(0, 9, 400):
+        lists.append(list(range(label, label + int(length))))
+        label += int(length)
+    sequences = Sequences(ragged(*lists))
+    packed, plain = (TrainingBatches(sequences, 16, 4, packing=packing) for packing in (True, False))
+    begins = {values[0] for values in lists if len(values) > 1}
+    labels: Counter[int] = Counter()
+    for batch in packed.epoch(0):
+        rows = np.abs(batch["rows"])
+        known = batch["labels"] > 0
+        assert np.array_equal(rows[known] + 1, batch["labels"][known])  # items are consecutive numbers
+        assert set(rows[batch["rows"] < 0].tolist()) <= begins
+        labels.update(batch["labels"][known].tolist())
+    assert labels == Counter(value for values in lists for value in values[1:])
+    assert packed.steps_per_epoch == sum(1 for _ in packed.epoch(1))
+    sizes = [sum(batch["rows"].size for batch in batches.epoch(0)) for batches in (packed, plain)]
+    assert sizes[0] < 1.15 * packed.num_positions
+    assert sizes[1] > 1.3 * plain.num_positions
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
