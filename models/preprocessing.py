@@ -155,7 +155,10 @@ def transform_numeric(values: Any, spec: FeatureSpec, inputs: Inputs, folder: st
         return with_values(buckets, buckets.values + 1)
     if spec.normalization == "log":
         numbers = with_values(numbers, tf.sign(numbers.values) * tf.math.log1p(tf.abs(numbers.values)))
-    return tft.scale_to_z_score(numbers, name=spec.transformed_name)
+    # Every engine adds a mean up in an order of its own; in float64 the difference is gone when the result is rounded.
+    exact = with_values(numbers, tf.cast(numbers.values, tf.float64))
+    scores = tft.scale_to_z_score(exact, name=spec.transformed_name)
+    return with_values(scores, tf.cast(scores.values, tf.float32))
 
 
 def to_float(values: Any, spec: FeatureSpec) -> Any:
