@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -48,6 +48,7 @@ _CORS_HEADERS = {
     "Access-Control-Allow-Headers": "Content-Type",
 }
 _JSON = "application/json"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,9 @@ class RestApi:
         return await self._pool.run(work, give_up - time.monotonic())
 
     async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version == HttpVersion11:
+            await request.writer.write(_CONTINUE)
+            request.writer.output_size = 0  # the answer proper has not begun
         try:
             return await asyncio.wait_for(request.read(), self._options.timeout_seconds)
         except TimeoutError as error:

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import re
+import socket
 from typing import Any
 
 import pytest
@@ -222,6 +223,18 @@ def test_gzip_and_keep_alive(server: ServerProcess) -> None:
         assert answer.version == 11
     connection.request("POST", PREDICT, b"no gzip", {"Content-Encoding": "gzip"})
     assert connection.getresponse().status == 400
+
+
+def test_a_client_that_waits_for_100_continue_gets_it(server: ServerProcess) -> None:
+    """curl and .NET hold a long body back until the server asks for it."""
+    host, port = server.rest_address.rsplit(":", 1)
+    body = b'{"instances": [1.0]}'
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as answer:
+        connection.sendall(head.encode())
+        assert [answer.readline(), answer.readline()] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
+        connection.sendall(body)
+        assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
 def test_options(server: ServerProcess) -> None:
