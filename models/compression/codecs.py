@@ -1,8 +1,8 @@
 """Encodings of a table of row vectors: what is stored, and the operations that turn it back into float32.
 
 A codec answers `Encoded`: arrays for `CompressedTensor` and the function that expands them. Bytes a row of width D,
-before deflation: `float32` 4 · D, `bfloat16` 2 · D, `int8` D + 2, `int4` D / 2 + 2, `pq` D / 4, `rq` D / 2. `int6` and
-`int5` take a byte a dimension too, and deflate to what their fewer values carry: about 0.7 and 0.6 of it.
+before deflation: `float32` 4 · D, `bfloat16` 2 · D, `int8` D + 2, `pq` D / 4, `rq` D / 2. `int6`, `int5` and `int4`
+take a byte a dimension too, and their Huffman codes about as many bits as their names say, or fewer.
 
 `pq` is product quantisation (Jégou, Douze and Schmid, TPAMI 2011) with sub-vectors of 4 dimensions and 256 centroids
 each; `rq` encodes what is left by the same method a second time (stacked codebooks, Chen, Guan and Wang, Sensors
@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.compression.compressed_tensor import byte_planes, from_byte_planes
-from models.compression.errors import CompressionError
 from models.compression.rounding import quantize_rows
 from models.keras import tf
 
-LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # largest integer
+LEVELS = {"int8": 127, "int6": 31, "int5": 15, "int4": 7}  # largest integer
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 SUB_DIM = 4
 NUM_CENTROIDS = 256
@@ -63,7 +62,7 @@ def encode_int6(vectors: np.ndarray) -> Encoded:
 
 
 def encode_int5(vectors: np.ndarray) -> Encoded:
-    """Integers in [-15, 15] and one scale per row; deflated they take little more than packed int4."""
+    """Integers in [-15, 15] and one scale per row."""
     return _encode_integers(vectors, LEVELS["int5"], CLIPS)
 
 
@@ -76,28 +75,8 @@ def _encode_integers(vectors: np.ndarray, levels: int, clip_ratios: tuple[float,
 
 
 def encode_int4(vectors: np.ndarray) -> Encoded:
-    """Integers in [-7, 7], two a byte, and one scale per row.
-
-    Raises:
-        CompressionError: For an odd width, which does not pack.
-    """
-    width = np.shape(vectors)[1]
-    if width % 2:
-        raise CompressionError(
-            f"int4 storage packs two dimensions into a byte, but the vectors have {width} of them; use an even "
-            "embedding_dim or int8"
-        )
-    integers, scales = half_scaled_rows(vectors, 7, CLIPS)
-    nibbles = (integers + 8).astype(np.uint8)
-    packed = nibbles[:, : width // 2] | (nibbles[:, width // 2 :] << 4)
-
-    def expand(parts: dict[str, tf.Tensor]) -> tf.Tensor:
-        low = tf.bitwise.bitwise_and(parts["packed"], tf.constant(15, tf.uint8))
-        high = tf.bitwise.right_shift(parts["packed"], tf.constant(4, tf.uint8))
-        values = tf.cast(tf.concat([low, high], axis=1), tf.float32) - 8.0
-        return values * tf.cast(parts["scales"], tf.float32)[:, tf.newaxis]
-
-    return Encoded({"packed": packed, "scales": scales}, expand)
+    """Integers in [-7, 7] and one scale per row."""
+    return _encode_integers(vectors, LEVELS["int4"], CLIPS)
 
 
 def encode_pq(vectors: np.ndarray) -> Encoded:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.compression.compressed_tensor import CompressedTensor, byte_planes, from_byte_planes
+from models.compression.compressed_tensor import CompressedParts, CompressedTensor, byte_planes, from_byte_planes
 from models.keras import tf
 from models.serving_graph.errors import ExportError
 from models.serving_graph.stored_ids import StoredIds
@@ -33,7 +33,8 @@ class UserTable(tf.Module):
     """User id to history and features.
 
     The encoder reads the newest `max_length` items in their order. Older items are only excluded from answers, so
-    they are stored as sets: sorted, as differences, which take about half the bits.
+    they are stored as sets: sorted, as differences, which take about half the bits. On disk an item goes by its place
+    in the order of popularity, whose upper byte is nearly always small.
 
     Args:
         histories: What to store.
@@ -43,16 +44,18 @@ class UserTable(tf.Module):
     def __init__(self, histories: UserHistories, max_length: int) -> None:
         super().__init__()
         rows, splits = _known_rows(histories)
-        recent, older = _by_age(rows, splits, max_length)
         self._ids = StoredIds(_checked_ids(histories.user_ids))
-        lengths = byte_planes(np.diff(splits))
+        lengths = CompressedParts({"lengths": byte_planes(np.diff(splits))})
         self._recent_splits = CompressedTensor(
-            {"lengths": lengths}, lambda parts: _splits(tf.minimum(from_byte_planes(parts["lengths"]), max_length))
+            lengths, lambda parts: _splits(tf.minimum(from_byte_planes(parts["lengths"]), max_length))
         )
         self._older_splits = CompressedTensor(
-            {"lengths": lengths}, lambda parts: _splits(tf.maximum(from_byte_planes(parts["lengths"]) - max_length, 0))
+            lengths, lambda parts: _splits(tf.maximum(from_byte_planes(parts["lengths"]) - max_length, 0))
         )
-        is_narrow = not len(rows) or bool(rows.max() < 2**16)
+        row_at, places = _popularity_places(rows)
+        is_narrow = len(row_at) <= 2**16
+        recent, older = _by_age(places, splits, max_length)
+        self._row_at = CompressedTensor({"rows": byte_planes(row_at)}, lambda parts: from_byte_planes(parts["rows"]))
         self._recent = CompressedTensor(
             {"rows": byte_planes(recent)}, lambda parts: _narrowed(from_byte_planes(parts["rows"]), is_narrow)
         )
@@ -71,15 +74,18 @@ class UserTable(tf.Module):
 
     def histories(self, index: tf.Tensor) -> tf.Tensor:
         """Newest items int32 `(B, W)` in order, right-aligned, 0 = padding; 1 ≤ W ≤ max_length is the longest."""
-        return _padded(self._recent.read(), self._recent_splits.read(), index)
+        return self._rows(self._recent, self._recent_splits, index)
 
     def older(self, index: tf.Tensor) -> tf.Tensor:
         """All other items of the histories int32 `(B, V)`, in any order; 0 = padding."""
-        return _padded(self._older.read(), self._older_splits.read(), index)
+        return self._rows(self._older, self._older_splits, index)
 
     def features(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         """Transformed query features `(B, width)` by name."""
         return {name: tf.gather(values, index) for name, values in self._features.items()}
+
+    def _rows(self, places: CompressedTensor, splits: CompressedTensor, index: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self._row_at.read(), _padded(places.read(), splits.read(), index))
 
 
 def _padded(rows: tf.Tensor, splits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -99,6 +105,15 @@ def _splits(lengths: tf.Tensor) -> tf.Tensor:
 def _narrowed(rows: tf.Tensor, is_narrow: bool) -> tf.Tensor:
     """Rows in the integer that holds them, with one entry more, so that there is one to gather."""
     return tf.cast(tf.concat([rows, [0]], axis=0), tf.uint16 if is_narrow else tf.int32)
+
+
+def _popularity_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row at each place by falling number of events, 0 for padding at place 0, and the place of each event's row."""
+    distinct, number, events = np.unique(rows, return_inverse=True, return_counts=True)
+    order = np.argsort(-events, kind="stable")
+    place_of = np.empty(len(order), np.int64)
+    place_of[order] = 1 + np.arange(len(order))
+    return np.concatenate([[0], distinct[order]]), place_of[number]
 
 
 def _by_age(rows: np.ndarray, splits: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -273,6 +273,19 @@ def test_user_table_keeps_the_newest_in_order_and_the_older_as_a_set():
     assert table.histories(index[3:4]).numpy().tolist() == [[4]]
 
 
+def test_stored_histories_take_about_the_bits_that_popularity_leaves_open():
+    rng = np.random.default_rng(0)
+    share = 1 / np.arange(1, 3001)
+    share /= share.sum()
+    rows = rng.permutation(3000)[rng.choice(3000, size=40_000, p=share)] + 1
+    users = UserHistories([b"%d" % user for user in range(800)], rows, np.arange(801) * 50)
+    table = UserTable(users, max_length=50)
+    (blob,) = table._recent.parts.variables
+    entropy = -(share * np.log2(share)).sum() * len(rows) / 8
+    assert entropy < len(blob.numpy()) < 1.1 * entropy
+    assert table.histories(tf.range(1, 801)).numpy().reshape(-1).tolist() == rows.tolist()
+
+
 @pytest.mark.parametrize("largest", [40, 70_000, 2**31 - 1])
 def test_user_table_holds_rows_of_any_catalogue_size(largest):
     histories = [[1, largest, 2, 3], [largest, largest - 1, 1, 2], [7, 5, 6]]
