@@ -3,7 +3,7 @@
     tandem run movielens_1m --data MOVIELENS_1M --output runs/ml
     python benchmarks/compression.py runs/ml --output /tmp/compressed
 
-Trains nothing but what a variant fine-tunes: it asks `tandem compress` for every technique, with a budget of quality so
+Trains nothing but what a variant fine-tunes and its students: it asks `tandem compress` for every technique, with a budget of quality so
 wide that all of them are timed, and prints the rows of `variants.json` as a table. Quality is on the validation split,
 which chooses in a run too. Latency is that of a gRPC call with one history on one thread; its ratio is the median over
 pairs of calls to the variant and to float32, sent in turn, which a busy machine disturbs less than the milliseconds.
@@ -45,6 +45,8 @@ VARIANTS = (
     "dims50+int8",
     "history32+int8",
     "prune50+qat+int8",
+    "width128+int8",
+    "blocks1+int8",
 )
 INDEXED = ("bfloat16", "int8")
 MEGABYTE = 1e6
@@ -56,28 +58,35 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the chosen model; read if it exists")
     parser.add_argument("--model", type=Path, help="folder of a Trainer's output (default: that of the run)")
-    parser.add_argument("--retrieval", choices=("exact", "partitioned"), default="exact", help="of the variants")
-    parser.add_argument("--variants", help="names joined by commas (default: all)")
+    parser.add_argument("--retrieval", choices=("exact", "partitioned"), nargs="+", default=["exact", "partitioned"])
+    parser.add_argument("--variants", help="names joined by commas (default: all; two with an index)")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
+    parser.add_argument("--student_epochs", type=int, default=0, help="default: those of the run")
     parser.add_argument("--requests", type=int, default=400, help="timed requests of each variant")
     options = parser.parse_args()
-    if not options.output.exists():
-        search(options)
-    document = json.loads((options.output / VARIANTS_FILE).read_text(encoding="utf-8"))
-    print("\n".join(table(document["variants"])))
+    rows: list[dict[str, Any]] = []
+    for retrieval in options.retrieval:
+        output = options.output / retrieval
+        if not output.exists():
+            search(options, retrieval, output)
+        measured = json.loads((output / VARIANTS_FILE).read_text(encoding="utf-8"))["variants"]
+        for row in measured if not rows else measured[1:]:  # both searches measure the same float32
+            rows.append(row if retrieval == "exact" else {**row, "name": f"{row['name']}, partitioned"})
+    print("\n".join(table(rows)))
     return 0
 
 
-def search(options: argparse.Namespace) -> None:
-    """Measures the variants and writes `options.output`."""
-    indexed = options.retrieval == "partitioned"
+def search(options: argparse.Namespace, retrieval: str, output: Path) -> None:
+    """Measures the variants and writes `output`."""
+    indexed = retrieval == "partitioned"
     variants = options.variants.split(",") if options.variants else INDEXED if indexed else VARIANTS
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tandem-benchmark-") as folder:
         model = options.model or options.run
         compress_model(
             with_index(model, Path(folder) / "model") if indexed else model,
             options.run,
-            options.output,
+            output,
             variants=variants,
             overrides=[
                 "compression.max_loss=1.0",
@@ -87,6 +96,7 @@ def search(options: argparse.Namespace) -> None:
                 "compression.combine=false",
                 "compression.quality_users=0",
                 f"compression.fine_tune_epochs={options.epochs}",
+                f"compression.student_epochs={options.student_epochs}",
                 f"compression.latency_requests={options.requests}",
             ],
         )

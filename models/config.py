@@ -312,6 +312,7 @@ class CompressionConfig(Record):
         max_slice_loss: The same for the worst slice.
         combine: After the listed variants, try what the good ones make together.
         fine_tune_epochs: Epochs after removal, pruning or of quantisation-aware training.
+        student_epochs: Epochs of a student, at most; 0 = those of `[training]`. They fit into half of `max_seconds`.
         max_seconds: Wall-clock budget of the search; variants not reached are reported as such.
         max_training_share: The same as a multiple of the training time, where that is known; the smaller one holds.
         quality_users: Users sampled for the quality measurement; 0 = all.
@@ -324,6 +325,7 @@ class CompressionConfig(Record):
     max_slice_loss: float = Field(0.03, ge=0, le=1)
     combine: bool = True
     fine_tune_epochs: int = Field(1, ge=1, le=100)
+    student_epochs: int = Field(0, ge=0, le=10_000)
     max_seconds: float = Field(600, gt=0)
     max_training_share: float = Field(1.0, gt=0)
     quality_users: int = Field(2000, ge=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from components.compressor.measure import VERSION
 from models.compression.calibration import calibrated_copy
+from models.compression.distillation import taught_student
 from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune
 from models.compression.quantization import train_quantized
@@ -16,8 +17,8 @@ from models.compression.shrinking import Removal, share_rare_rows, shrink
 from models.compression.variants import Variant
 from models.config import TwoTowerConfig
 from models.export import Catalogue, ServedTowers, export_saved_model
-from models.input_pipeline import Sequences
 from models.serving_graph.users import UserHistories
+from models.training_data import TrainingData
 from models.two_tower import TwoTowerModel
 
 
@@ -28,7 +29,7 @@ class VariantBuilder:
     Attributes:
         model: As trained.
         config: Of the run; its `compression` bounds the fine-tuning.
-        sequences: Histories to fine-tune and calibrate on.
+        data: Its `train` histories fine-tune, calibrate and teach students.
         users: Histories behind `recommend_user`.
         transform_graph_dir: Output of Transform.
         folder: Where SavedModels are written, as `<name>/1`.
@@ -37,7 +38,7 @@ class VariantBuilder:
 
     model: TwoTowerModel
     config: TwoTowerConfig
-    sequences: Sequences
+    data: TrainingData
     users: UserHistories
     transform_graph_dir: str
     folder: Path
@@ -46,19 +47,19 @@ class VariantBuilder:
     def __post_init__(self) -> None:
         compression = self.config.compression
         self._fine_tune = FineTuning(
-            self.sequences,
+            self.data.train,
             self.model.config.training,  # the run's, or what its Tuner chose
             compression.fine_tune_epochs,
             compression.max_seconds / 2,
             self.report,
         )
-        self._tuned: dict[tuple[Removal, float, bool], TwoTowerModel] = {(Removal(), 0.0, False): self.model}
+        self._tuned = {Variant("").training: self.model}
 
     def export(self, variant: Variant) -> str:
         """Writes a variant's SavedModel and returns the folder that holds it as version 1."""
         model = self.tuned(variant)
         if variant.calibrated:
-            model = calibrated_copy(model, self.sequences)
+            model = calibrated_copy(model, self.data.train)
         towers, items = ServedTowers.of(model), model.item_features
         if variant.shared_rows:
             towers = replace(towers, vectors=share_rare_rows(towers.vectors, items.train_events, variant.shared_rows))
@@ -77,7 +78,8 @@ class VariantBuilder:
     def tuned(self, variant: Variant) -> TwoTowerModel:
         """The model with the variant's weights, before export; fine-tuned once for all that share them.
 
-        Removal comes first, then pruning, then quantisation-aware training; each step starts from the one before.
+        A student comes first, then removal, pruning and quantisation-aware training; each step starts from the one
+        before.
         """
         if variant.training not in self._tuned:
             begin = time.monotonic()
@@ -92,7 +94,9 @@ class VariantBuilder:
         if variant.sparsity:
             model = self.tuned(replace(variant, sparsity=0.0))
             return prune(model, variant.sparsity, self._fine_tune.num_steps(model), self._fine_tune)
-        model = shrink(self.model, variant.removal)
+        if not variant.removal:
+            return taught_student(self.model, variant.student, self.data, self.config)
+        model = shrink(self.tuned(replace(variant, removal=Removal())), variant.removal)
         if model.config.loss.kind != "least_squares":  # solved in closed form: nothing to fine-tune
             self._fine_tune(model, ())
         return model

@@ -83,7 +83,7 @@ def compress(
         builder = VariantBuilder(
             model,
             config,
-            data.train,
+            data,
             user_histories(data),
             inputs.transform_graph_dir,
             Path(folder),

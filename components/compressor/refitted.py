@@ -6,6 +6,7 @@ are of one recipe, and the judged SavedModel stays beside the pushed one, where 
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,7 +50,7 @@ def replace_by_refitted(
         builder = VariantBuilder(
             load(refitted_dir),
             config,
-            data.everything or data.train,
+            dataclasses.replace(data, train=data.everything or data.train),
             user_histories(data),
             transform_graph_dir,
             Path(folder),

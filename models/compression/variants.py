@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.compression.codecs import CODECS
+from models.compression.distillation import Student
 from models.compression.errors import CompressionError
 from models.compression.shrinking import Removal
 
@@ -24,6 +25,7 @@ class Variant:
         calibrated: Round the encoder's kernels for real activations.
         removal: What structured removal takes out.
         shared_rows: Share of the catalogue, its rarest items, that shares rows.
+        student: The smaller model that is taught in the place of the trained one, if it is smaller in anything.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Variant:
     calibrated: bool = False
     removal: Removal = Removal()
     shared_rows: float = 0.0
+    student: Student = Student()
 
     @property
     def encoder_storage(self) -> str:
@@ -42,14 +45,14 @@ class Variant:
         return self.storage if self.storage in ("float32", "bfloat16", "int6", "int5") else "int8"
 
     @property
-    def training(self) -> tuple[Removal, float, bool]:
+    def training(self) -> tuple[Student, Removal, float, bool]:
         """What decides the fine-tuned weights; variants that agree here share them."""
-        return self.removal, self.sparsity, self.quantization_aware
+        return self.student, self.removal, self.sparsity, self.quantization_aware
 
     @property
     def is_fine_tuned(self) -> bool:
         """Whether the weights differ from the trained ones."""
-        return bool(self.removal) or self.sparsity > 0 or self.quantization_aware
+        return self.training != Variant("").training
 
 
 def _percent(digits: str) -> float:
@@ -57,6 +60,8 @@ def _percent(digits: str) -> float:
 
 
 _NUMBERED: dict[str, Callable[[Variant, str], Variant]] = {
+    "width": lambda variant, digits: _taught(variant, width=int(digits)),
+    "blocks": lambda variant, digits: _taught(variant, blocks=int(digits)),
     "units": lambda variant, digits: _without(variant, units=_percent(digits)),
     "heads": lambda variant, digits: _without(variant, heads=_percent(digits)),
     "dims": lambda variant, digits: _without(variant, columns=_percent(digits)),
@@ -70,8 +75,16 @@ _PLAIN: dict[str, Callable[[Variant], Variant]] = {
 }
 
 
+# Their digits are numbers of columns, blocks and items; those of the others are shares in per cent.
+_COUNTED = ("width", "blocks", "history")
+
+
 def _without(variant: Variant, **parts: Any) -> Variant:
     return replace(variant, removal=replace(variant.removal, **parts))
+
+
+def _taught(variant: Variant, **parts: Any) -> Variant:
+    return replace(variant, student=replace(variant.student, **parts))
 
 
 def parse_variant(name: str) -> Variant:
@@ -83,7 +96,8 @@ def parse_variant(name: str) -> Variant:
             the encoder's matrices are int8, with `int6` and `int5` of the same levels. `pruneNN`: NN % zeros. `qat`:
             quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`, `headsNN`,
             `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest N items
-            are read. `rowsNN`: the rarest NN % of the items share rows.
+            are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N columns, of
+            N blocks, that learns from the model's lists.
 
     Raises:
         CompressionError: For an unknown technique, or two that exclude each other.
@@ -118,10 +132,11 @@ def _technique(name: str, technique: str) -> tuple[str, Callable[[Variant], Vari
         return "storage", lambda variant: replace(variant, storage=technique)
     if technique in _PLAIN:
         return "rounding", _PLAIN[technique]
-    if numbered and numbered[1] in _NUMBERED and (numbered[1] == "history" or int(numbered[2]) < 100):
+    if numbered and numbered[1] in _NUMBERED and (numbered[1] in _COUNTED or int(numbered[2]) < 100):
         kind, digits = numbered[1], numbered[2]
         return kind, lambda variant: _NUMBERED[kind](variant, digits)
     raise CompressionError(
         f"variant {name!r} holds the unknown technique {technique!r}; join any of {', '.join(CODECS)}, "
-        f"{', '.join(f'{each}NN' for each in _NUMBERED)} (01..99; history: items) and {', '.join(_PLAIN)} by +"
+        f"{', '.join(f'{each}NN' for each in _NUMBERED)} (01..99 %; {', '.join(_COUNTED)}: a number) and "
+        f"{', '.join(_PLAIN)} by +"
     )

@@ -10,6 +10,7 @@ from served_model import NUM_ITEMS, small_model
 
 from models.compression.codecs import encode_rows
 from models.compression.compressed_tensor import deflated
+from models.compression.distillation import Student, student_config
 from models.compression.encoder_rounding import encode_group, levels_of, round_encoder, treatment
 from models.compression.errors import CompressionError
 from models.compression.fine_tuning import FineTuning
@@ -20,7 +21,7 @@ from models.compression.rounding import quantize_rows
 from models.compression.shrinking import Removal
 from models.compression.storage import PACKED, ExpandedTable, make_table
 from models.compression.variants import Variant, combine, parse_variant
-from models.config import TrainingConfig
+from models.config import CompressionConfig, ModelConfig, TrainingConfig, TwoTowerConfig
 from models.input_pipeline import Ragged, Sequences
 from models.keras import keras, tf
 
@@ -280,4 +281,30 @@ def test_variants_combine_what_they_lack():
     assert combine("prune50+int8", "int4") is None
     assert combine("int8", "float32") is None
     assert combine("float32", "prune50") is None
+    assert combine("width32+int8", "prune50+qat+int4") == "width32+prune50+qat+int8"
     assert parse_variant("history50+units25+int8").removal == Removal(units=0.25, history=50)
+    assert parse_variant("width128+blocks1+int8").student == Student(width=128, blocks=1)
+    assert parse_variant("blocks1").is_fine_tuned and not parse_variant("rows50+ptq+int8").is_fine_tuned
+
+
+def test_a_students_shape_and_training():
+    teacher = TwoTowerConfig(
+        model=ModelConfig(embedding_dim=64, num_heads=4, num_layers=2, attention_width=48, feed_forward_units=100),
+        training=TrainingConfig(epochs=9, refit=True, strategy="multi_worker_mirrored"),
+    )
+    run = teacher.model_copy(update={"compression": CompressionConfig(student_epochs=4, max_seconds=100)})
+    student = student_config(teacher, Student(width=32, blocks=1), run)
+    shape = student.model
+    assert (shape.embedding_dim, shape.attention_dim, shape.feed_forward_dim, shape.num_layers) == (32, 32, 128, 1)
+    training = student.training
+    assert (training.epochs, training.max_train_seconds) == (4, 50)
+    assert training.strategy == "one_device" and not training.refit  # the search is one process, on train events
+    assert student_config(teacher, Student(blocks=1), run).model.attention_dim == 48
+    for size, message in (
+        (Student(width=64), "not as large"),
+        (Student(width=65), "not width 65 of 64"),
+        (Student(blocks=3), "not blocks 3 of 2"),
+        (Student(width=30), "num_heads = 4 does not divide embedding_dim = 30"),
+    ):
+        with pytest.raises(CompressionError, match=message):
+            student_config(teacher, size, run)

@@ -37,7 +37,8 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
     config = transformed.config.model_copy(
         update={
             "compression": CompressionConfig(
-                variants=("int8", "prune50+qat+int4"),
+                variants=("int8", "prune50+qat+int4", "width4+int8", "width8"),
+                student_epochs=2,
                 combine=False,
                 max_loss=1.0,
                 max_slice_loss=1.0,
@@ -74,7 +75,11 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
     )
     print(capsys.readouterr().out)
     by_name = {row.name: row for row in rows}
-    assert list(by_name) == ["float32", "int8", "prune50+qat+int4"]
+    assert list(by_name) == ["float32", "int8", "prune50+qat+int4", "width4+int8", "width8"]
+    refused = rows.pop()
+    assert refused.measurement is None and "a student is smaller than its teacher" in refused.reason
+    sizes = [by_name[name].measurement.saved_model_bytes for name in ("width4+int8", "int8")]
+    assert sizes[0] < sizes[1]
     assert sum(row.chosen for row in rows) == 1
     for row in rows:
         assert row.reason
@@ -84,5 +89,7 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
     served = tf.saved_model.load(str(tmp_path / "chosen" / "Format-Serving"))
     assert len(served.signatures) == 6
     chosen = load(tmp_path / "chosen" / "training")
-    is_pruned = "prune" in next(row.name for row in rows if row.chosen)
+    name = next(row.name for row in rows if row.chosen)
+    assert chosen.config.model.embedding_dim == (4 if "width4" in name else 8)
+    is_pruned = "prune" in name
     assert (zero_share(chosen) > 0.4) == is_pruned
