@@ -108,7 +108,7 @@ class ServedModel(tf.Module):
         users: Histories behind `recommend_user`.
         transform_graph_dir: Output of Transform.
         storage: Codec of the item vectors.
-        encoder_storage: Of the encoder's matrices: `float32`, `bfloat16`, `int8`, `int6` or `int5`.
+        encoder_storage: Of the encoder's matrices: `float32`, `bfloat16`, `int8`, `int6`, `int5` or `int4`.
     """
 
     def __init__(

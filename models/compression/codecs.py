@@ -58,12 +58,12 @@ def encode_int8(vectors: np.ndarray) -> Encoded:
 
 def encode_int6(vectors: np.ndarray) -> Encoded:
     """Integers in [-31, 31] and one scale per row."""
-    return _encode_integers(vectors, LEVELS["int6"], CLIPS)
+    return _encode_integers(vectors, LEVELS["int6"])
 
 
 def encode_int5(vectors: np.ndarray) -> Encoded:
     """Integers in [-15, 15] and one scale per row."""
-    return _encode_integers(vectors, LEVELS["int5"], CLIPS)
+    return _encode_integers(vectors, LEVELS["int5"])
 
 
 def _encode_integers(vectors: np.ndarray, levels: int, clip_ratios: tuple[float, ...] = (1.0,)) -> Encoded:

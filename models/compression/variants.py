@@ -9,6 +9,7 @@ from typing import Any
 
 from models.compression.codecs import CODECS
 from models.compression.distillation import Student
+from models.compression.encoder_rounding import ENCODER_STORAGES
 from models.compression.errors import CompressionError
 from models.compression.shrinking import Removal
 
@@ -42,7 +43,7 @@ class Variant:
         """Storage of the encoder's matrices."""
         if self.quantization_aware or self.calibrated:
             return "int8"  # the grid that the kernels were rounded for
-        return self.storage if self.storage in ("float32", "bfloat16", "int6", "int5") else "int8"
+        return self.storage if self.storage in ENCODER_STORAGES else "int8"
 
     @property
     def training(self) -> tuple[Student, Removal, float, bool]:
@@ -92,8 +93,8 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: Techniques joined by `+`, each kind at most once:
-            `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; from int8 on
-            the encoder's matrices are int8, with `int6` and `int5` of the same levels. `pruneNN`: NN % zeros. `qat`:
+            `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; the
+            encoder's matrices are int8 from there on, with `int6`, `int5` and `int4` up to 15, 7 and 7. `pruneNN`: NN % zeros. `qat`:
             quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`, `headsNN`,
             `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest N items
             are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N columns, of

@@ -20,8 +20,8 @@ class EncoderWeights(tf.Module):
 
     Args:
         encoder: Functional Keras model.
-        storage: `float32` keeps the weights, `bfloat16` halves the matrices, `int8`, `int6` and `int5`
-            round them to integers.
+        storage: `float32` keeps the weights, `bfloat16` halves the matrices, `int8`, `int6`, `int5` and
+            `int4` round them to integers.
     """
 
     def __init__(self, encoder: keras.Model, storage: str) -> None:
