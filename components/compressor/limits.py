@@ -10,7 +10,7 @@ from models.config import CompressionConfig
 
 HISTORY_FILE = "history.json"
 # A model that trains in seconds still gets the variants that need no training measured.
-MIN_SEARCH_SECONDS = 60.0
+MIN_SEARCH_SECONDS = 120.0
 
 
 def search_limits(compression: CompressionConfig, training_dir: str) -> Limits:

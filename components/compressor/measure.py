@@ -137,7 +137,7 @@ class Speed:
 
     p50_ms: float = math.nan
     p99_ms: float = math.nan
-    p50_ratio: float = math.nan
+    time_ratio: float = math.nan
     queries_per_second: float = math.nan
 
 
@@ -148,7 +148,7 @@ def _speed(
     return Speed(
         p50_ms=float(np.median(times)) * 1e3,
         p99_ms=float(np.quantile(times, 0.99)) * 1e3,
-        p50_ratio=float(np.median(times / reference_times)) if reference else 1.0,
+        time_ratio=time_ratio(times, reference_times),
         queries_per_second=queries_per_second(served, workload, options.latency_requests // 10),
     )
 
@@ -184,6 +184,11 @@ def latencies(
             server.send(request)
             seconds[which, number] = time.perf_counter() - begin
     return seconds[0], seconds[-1]
+
+
+def time_ratio(times: NDArray[np.float64], reference_times: NDArray[np.float64]) -> float:
+    """How many times as long requests take as with the reference, by the lower deciles of both `(requests,)`."""
+    return float(np.quantile(times, 0.1) / np.quantile(reference_times, 0.1))
 
 
 def queries_per_second(served: ServedVariant, workload: Workload, count: int) -> float:

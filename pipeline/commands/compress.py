@@ -33,8 +33,8 @@ def compress_model(
         model: Run folder, or a folder with `Format-Serving/` and `training/` (what Trainer and Compressor write).
         data: Run folder whose histories fine-tune and judge the variants; `model` where it is one.
         output: Folder to write: `Format-Serving/`, `training/` and `variants.json`; `compressed/` in `data` if None.
-        variants: Names of variants; empty = those of the configuration.
-        overrides: `compression.KEY=VALUE` settings.
+        variants: Names of variants; empty = those of the run.
+        overrides: `compression.KEY=VALUE` settings in place of those of the run that made the model, or else the data.
         tflite: Also write the query tower of the chosen weights for devices: `query_tower.tflite`, and `items.txt`,
             whose line n (from 1) is the id of row n.
 
@@ -63,7 +63,8 @@ def compress_model(
         raise InputError(f"--output {output}: exists already; remove it, or name another folder")
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"--output {output}: {output.parent} is not a writable folder; create it, or name another")
-    return _search(trained, runs[data], output, _settings(variants, overrides), tflite=tflite), output
+    settings = _settings(_run_settings(model if model in runs else data), variants, overrides)
+    return _search(trained, runs[data], output, settings, tflite=tflite), output
 
 
 def trainer_output(model: Path) -> Path:
@@ -71,7 +72,15 @@ def trainer_output(model: Path) -> Path:
     return _outputs(model)["Trainer", "model"] if (model / METADATA_FILE).is_file() else model
 
 
-def _settings(variants: Sequence[str], overrides: Sequence[str]) -> Any:
+def _run_settings(run: Path) -> dict[str, Any]:
+    """`[compression]` of the newest run in a folder; empty where that had no Compressor."""
+    from pipeline.report.run_artifacts import read_latest_run
+
+    node = read_latest_run(run / METADATA_FILE).get("Compressor")
+    return dict(json.loads(node.properties["two_tower"])["compression"]) if node else {}
+
+
+def _settings(of_run: Mapping[str, Any], variants: Sequence[str], overrides: Sequence[str]) -> Any:
     """The `CompressionConfig` that the arguments ask for."""
     from pydantic import ValidationError
 
@@ -84,7 +93,7 @@ def _settings(variants: Sequence[str], overrides: Sequence[str]) -> Any:
         apply_override(document, override)
     if unknown := set(document) - {"compression"}:
         raise ConfigError(f"--set {min(unknown)}: a finished model only takes keys of `compression`")
-    settings = dict(document.get("compression", {}))
+    settings = {**of_run, **document.get("compression", {})}
     if variants:
         settings["variants"] = tuple(variants)
     try:

@@ -28,12 +28,14 @@ class NodeRun:
         wall_seconds: From its registration to its end.
         cached: Its outputs are those of an earlier run.
         outputs: Artifacts (MLMD protos) by output key.
+        properties: Execution properties that are texts, by name.
     """
 
     node: str
     wall_seconds: float
     cached: bool
     outputs: dict[str, list[Any]] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
 
     def uri(self, output: str) -> Path | None:
         """Place of the only artifact of an output, None if there is none."""
@@ -67,6 +69,7 @@ def read_latest_run(metadata_path: Path) -> dict[str, NodeRun]:
             seconds,
             execution.last_known_state == metadata_store_pb2.Execution.CACHED,
             _outputs(store, execution.id),
+            {name: value.string_value for name, value in execution.custom_properties.items() if value.string_value},
         )
     return found
 

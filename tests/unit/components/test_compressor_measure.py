@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 
-from components.compressor.measure import folder_bytes, gzip_bytes, quality
+from components.compressor.measure import folder_bytes, gzip_bytes, quality, time_ratio
 from components.compressor.workload import Workload, load_workload, make_slices
 from models.config import FeatureSpec
 from models.keras import tf
@@ -102,3 +102,12 @@ def test_sizes(tmp_path):
     assert folder_bytes(tmp_path) == 150_000
     assert 50_000 < gzip_bytes(tmp_path) < 55_000
     assert gzip_bytes(tmp_path) >= len(gzip.compress((tmp_path / "noise").read_bytes()))
+
+
+def test_what_else_runs_on_the_machine_hardly_moves_the_ratio_of_times():
+    rng = np.random.default_rng(0)
+    times = 0.002 + rng.exponential(0.0002, size=(2, 200))
+    disturbed = times[0] * np.where(rng.random(200) < 0.6, 1.5, 1.0)
+    assert np.median(disturbed / times[1]) > 1.2
+    assert time_ratio(disturbed, times[1]) == pytest.approx(1.0, abs=0.02)
+    assert time_ratio(2 * times[0], times[1]) == pytest.approx(2.0, abs=0.04)

@@ -24,7 +24,7 @@ FLOAT = Measurement(
     load_seconds=1.0,
     p50_ms=2.0,
     p99_ms=3.0,
-    p50_ratio=1.0,
+    time_ratio=1.0,
     queries_per_second=100.0,
 )
 
@@ -36,7 +36,7 @@ def measured(ndcg=0.2, short=0.1, size=1000, archive=800, ratio=1.0):
         slices=FLOAT.slices | {"history_length=short": short},
         saved_model_bytes=size,
         gzip_bytes=archive,
-        p50_ratio=ratio,
+        time_ratio=ratio,
     )
 
 
@@ -176,7 +176,7 @@ def test_rows_are_measured_again_only_when_what_they_depend_on_changes(tmp_path)
     assert get("int8") == 3
 
 
-@pytest.mark.parametrize(("trained", "seconds"), [(200.0, 100.0), (2000.0, 600.0), (4.0, 60.0)])
+@pytest.mark.parametrize(("trained", "seconds"), [(400.0, 200.0), (2000.0, 600.0), (4.0, 120.0)])
 def test_the_search_takes_a_share_of_the_training_time(tmp_path, trained, seconds):
     (tmp_path / "history.json").write_text(json.dumps({"seconds": trained}))
     config = CompressionConfig(max_training_share=0.5, max_seconds=600)

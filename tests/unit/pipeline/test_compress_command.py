@@ -27,6 +27,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
     (run / "metadata.db").touch()
     monkeypatch.setattr(compress, "_outputs", lambda folder: {("Trainer", "model"): trained})
+    monkeypatch.setattr(compress, "_run_settings", lambda folder: {"variants": ["int6"], "max_seconds": 77})
     monkeypatch.setattr(compress, "_search", lambda *arguments, **options: pytest.fail("the search began"))
     return run
 
@@ -74,4 +75,6 @@ def test_the_search_gets_the_trainers_model(run_folder: Path, monkeypatch: pytes
     trained, _, output, settings = calls[0]
     assert trained == run_folder / "artifacts" / "Trainer" / "model" / "1"
     assert output == run_folder / "compressed"
-    assert (settings.variants, settings.max_loss) == (("int8",), 0.02)
+    assert (settings.variants, settings.max_loss, settings.max_seconds) == (("int8",), 0.02, 77)
+    compress_model(run_folder)
+    assert calls[1][3].variants == ("int6",)  # those of the run
