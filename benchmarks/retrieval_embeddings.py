@@ -24,7 +24,7 @@ NOISE = 0.1
 CHUNK = 64
 
 
-def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) -> np.ndarray:
+def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) -> tuple[np.ndarray, np.ndarray]:
     """`count` vectors between random members of `base` `(n, D)` and one of their ten nearest, with noise.
 
     Args:
@@ -32,6 +32,9 @@ def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) 
         count: How many to make.
         rng: Source of the choices.
         unit: Scale the results to length 1.
+
+    Returns:
+        The vectors `(count, D)`, and the member `(count,)` that each grew from first.
     """
     directions = base / np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-12)
     similarities = directions @ directions.T
@@ -45,7 +48,7 @@ def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) 
     grown += lengths * rng.standard_normal(grown.shape, dtype=np.float32)
     if unit:
         grown /= np.linalg.norm(grown, axis=1, keepdims=True)
-    return np.asarray(grown, np.float32)
+    return np.asarray(grown, np.float32), first
 
 
 def exact_top(items: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -67,14 +70,14 @@ def data_set(base_file: Path, num_items: int, file: Path) -> dict[str, np.ndarra
         rng = np.random.default_rng(0)
         users = base["queries"][rng.permutation(len(base["queries"]))]
         test_users, training_users = np.split(users, [len(users) // 5])
-        test = grow(test_users, 1000, rng, unit=unit)
-        training = grow(training_users, 20_000, rng, unit=unit)
-        items = grow(base["items"], num_items, np.random.default_rng(num_items), unit=unit)
+        test, _ = grow(test_users, 1000, rng, unit=unit)
+        training, _ = grow(training_users, 20_000, rng, unit=unit)
+        items, _ = grow(base["items"], num_items, np.random.default_rng(num_items), unit=unit)
         np.savez(file, items=items, test=test, training=training[:10_000], truth=exact_top(items, test, 100))
     return dict(np.load(file))
 
 
-def als(data: Path) -> tuple[np.ndarray, np.ndarray]:
+def als(data: Path) -> dict[str, np.ndarray]:
     """Implicit-ALS factors of all items with five interactions and of all users; lengths as learned."""
     import scipy.sparse
     from implicit.als import AlternatingLeastSquares
@@ -86,11 +89,11 @@ def als(data: Path) -> tuple[np.ndarray, np.ndarray]:
     matrix = scipy.sparse.csr_matrix((np.ones(len(users), np.float32), (users, items)))
     model = AlternatingLeastSquares(factors=64, regularization=0.05, iterations=15, num_threads=1, random_state=0)
     model.fit(matrix, show_progress=False)
-    return model.item_factors, model.user_factors
+    return {"items": np.asarray(model.item_factors, np.float32), "queries": np.asarray(model.user_factors, np.float32)}
 
 
-def model_vectors(model_dir: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the items and of the users' whole histories, as the served model gives them."""
+def model_vectors(model_dir: Path, data: Path) -> dict[str, np.ndarray]:
+    """Vectors of the items with their ids, and of the users' whole histories, as the served model gives them."""
     import tensorflow as tf
 
     model = tf.saved_model.load(str(model_dir))
@@ -105,7 +108,8 @@ def model_vectors(model_dir: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
         padded = tf.constant([[""] * (width - len(history)) + history for history in batch])
         request = {"history": padded, "exclude": tf.zeros([len(batch), 0], tf.string), "k": tf.constant(10)}
         queries.append(model.signatures["embed_query"](**request)["embeddings"].numpy())
-    return items[np.linalg.norm(items, axis=1) > 0], np.concatenate(queries)
+    known = np.linalg.norm(items, axis=1) > 0
+    return {"items": items[known], "ids": ids[known].astype(str), "queries": np.concatenate(queries)}
 
 
 def main() -> None:
@@ -116,9 +120,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a served version, for `model`")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    items, queries = als(args.data) if args.source == "als" else model_vectors(args.model, args.data)
-    np.savez(args.output, items=np.asarray(items, np.float32), queries=np.asarray(queries, np.float32))
-    print(f"{items.shape} items, {queries.shape} queries -> {args.output}")
+    vectors = als(args.data) if args.source == "als" else model_vectors(args.model, args.data)
+    np.savez(args.output, **vectors)
+    print(f"{vectors['items'].shape} items, {vectors['queries'].shape} queries -> {args.output}")
 
 
 if __name__ == "__main__":

@@ -65,13 +65,17 @@ class CompressedTensor(tf.saved_model.experimental.TrackableResource):
     Args:
         parts: What is stored.
         expand: Builds the tensor from the parts, by stock operations.
+        keep_parts: Whether the compressed parts stay in memory once a loaded model has expanded them; False for large
+            ones that no other tensor reads.
 
     Attributes:
         dtype: Of the tensor.
         shape: Of the tensor.
     """
 
-    def __init__(self, parts: Mapping[str, Part] | CompressedParts, expand: Expand) -> None:
+    def __init__(
+        self, parts: Mapping[str, Part] | CompressedParts, expand: Expand, *, keep_parts: bool = True
+    ) -> None:
         super().__init__()
         self.parts = parts if isinstance(parts, CompressedParts) else CompressedParts(parts)
         self._track_trackable(self.parts, "parts")
@@ -80,7 +84,8 @@ class CompressedTensor(tf.saved_model.experimental.TrackableResource):
         self._name = f"expanded_{uuid.uuid4()}"
         expanded = tf.function(self._expanded, autograph=False).get_concrete_function().structured_outputs
         self.dtype, self.shape = expanded.dtype, expanded.shape
-        self._initialize()
+        self._assign()
+        self._keep_parts = keep_parts
 
     def read(self) -> tf.Tensor:
         """The tensor."""
@@ -93,8 +98,13 @@ class CompressedTensor(tf.saved_model.experimental.TrackableResource):
     def _create_resource(self) -> tf.Tensor:
         return tf.raw_ops.VarHandleOp(dtype=self.dtype, shape=self.shape, shared_name=self._name)
 
+    def _assign(self) -> Any:
+        return tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._expanded())
+
     def _initialize(self) -> None:
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._expanded())
+        with tf.control_dependencies([self._assign()]):
+            if not self._keep_parts:
+                self.parts.blob.assign(b"")
 
     def _destroy_resource(self) -> None:
         tf.raw_ops.DestroyResourceOp(resource=self.resource_handle)

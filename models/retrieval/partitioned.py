@@ -20,7 +20,7 @@ MAX_SCAN_SHARE = 0.25
 BLOCK_SIZE, LARGE_BLOCK_SIZE, LARGE_CATALOGUE = 32, 64, 300_000
 DEPTHS = (10, 100)
 VALIDATION_QUERIES = 1000
-PROBE_ROUNDS = 4
+PROBE_ROUNDS = 6
 BATCH = 64
 
 
@@ -47,8 +47,8 @@ class PartitionedTopK(tf.Module):
         recall: Recall@10 of this graph, measured on the held-out and the item-derived queries; the lower one.
 
     Raises:
-        RetrievalError: If the target needs more than a quarter of the items, where exact search is faster, or if
-            rounding alone costs more than the target allows.
+        RetrievalError: If the target, at either depth, needs more than a quarter of the items, where exact search is
+            faster, or if rounding alone costs more than it allows.
     """
 
     def __init__(
@@ -117,12 +117,14 @@ class PartitionedTopK(tf.Module):
                 break
             # What rounding loses must be won back by reading more.
             aims = [min(aim + max(miss, 0) * 1.1, 1.0) for aim, miss in zip(aims, missing, strict=True)]
-        self.recall = min(float(own.mean()) for own in recalls[0])
-        if self.recall < target:
-            raise RetrievalError(
-                f"recall@10 of {target} is out of reach of {self.store.storage} blocks, which give {self.recall:.4f}; "
-                "exact search is faster there"
-            )
+        reached = [min(float(own.mean()) for own in at_depth) for at_depth in recalls]
+        self.recall = reached[0]
+        for depth, recall in zip(depths, reached, strict=True):
+            if recall < target:
+                raise RetrievalError(
+                    f"recall@{depth} of {target} is out of reach of {self.store.storage} blocks, which give "
+                    f"{recall:.4f}; exact search is faster there"
+                )
 
     def _refuse_a_large_share(self, target: float) -> None:
         if self.probes[0].blocks > max(MAX_SCAN_SHARE * self.num_blocks, 64):

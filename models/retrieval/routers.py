@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.compression.compressed_tensor import CompressedTensor
 from models.keras import tf
 from models.retrieval.clustering import Floats
 from models.retrieval.partitioning import BLOCKS_MULTIPLE, Partition
@@ -14,7 +15,7 @@ class OneLevelRouter(tf.Module):
     """One product with the weights of every block, then a top-k in two passes.
 
     Block c belongs to group c mod G, of `BLOCKS_MULTIPLE` blocks: the best P blocks lie in the P groups of the largest
-    maxima, and a maximum over strides runs along memory.
+    maxima, and a maximum over strides runs along memory. The weights lie in the file as bfloat16 and in memory as float32.
 
     Args:
         weights: `(R, C)`, C a multiple of `BLOCKS_MULTIPLE`.
@@ -30,13 +31,16 @@ class OneLevelRouter(tf.Module):
     def __init__(self, weights: Floats) -> None:
         super().__init__()
         self.num_groups = weights.shape[1] // BLOCKS_MULTIPLE
-        self.weights = tf.Variable(weights, trainable=False, name="router")
+        bits = tf.bitcast(tf.cast(weights, tf.bfloat16), tf.uint16).numpy()
+        self.weights = CompressedTensor(
+            {"bits": bits}, lambda parts: tf.cast(tf.bitcast(parts["bits"], tf.bfloat16), tf.float32)
+        )
 
     def set_probes(self, probes: list[Probes]) -> None:
         """There is nothing to open."""
 
     def __call__(self, routed: tf.Tensor, num_probes: tf.Tensor) -> tf.Tensor:
-        logits = tf.matmul(routed, self.weights.read_value())
+        logits = tf.matmul(routed, self.weights.read())
         strided = tf.reshape(logits, [-1, BLOCKS_MULTIPLE, self.num_groups])
         num_kept = tf.minimum(num_probes, self.num_groups)
         groups = tf.math.top_k(tf.reduce_max(strided, axis=1), num_kept, sorted=False)[1]

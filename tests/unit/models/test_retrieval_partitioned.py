@@ -52,6 +52,36 @@ def test_recall_reaches_the_target_by_reading_few_blocks(index, clustered):
     assert index.probes[0].blocks < 0.15 * index.num_blocks
 
 
+def test_recall_reaches_the_target_at_a_hundred_too(index, clustered):
+    vectors, live, queries = clustered
+    found = index(queries[:300], tf.constant(100), empty(300))[1].numpy()
+    truth = ExactTopK(vectors, live)(queries[:300], tf.constant(100), empty(300))[1].numpy()
+    assert (found[:, :, None] == truth[:, None, :]).any(axis=1).mean() >= 0.93
+
+
+def test_the_file_of_an_index_is_small_and_a_loaded_one_answers_the_same(clustered, tmp_path):
+    vectors, live, queries = clustered
+    index = PartitionedTopK(vectors, live, queries=queries, recall_target=0.95, storage="int8", block_size=16)
+    answer = tf.function(lambda query: index(query, tf.constant(10), empty(8)))
+    signature = answer.get_concrete_function(tf.TensorSpec([8, DIM], name="query"))
+    module = tf.Module()
+    module.index, module.answer = index, signature
+    tf.saved_model.save(module, str(tmp_path), signatures=None)
+    checkpoint = tf.train.load_checkpoint(str(tmp_path / "variables" / "variables"))
+    parts = {name: checkpoint.get_tensor(name) for name in checkpoint.get_variable_to_shape_map()}
+    blocks = next(value for name, value in parts.items() if "/blocks/" in name)
+    # A byte a dimension, a centre for every 16 items, and less where Huffman codes are shorter.
+    assert len(blocks) < 4000 * DIM * 17 / 16
+    rows = next(value for name, value in parts.items() if "/rows/" in name)
+    assert len(rows) < 2 * 4000  # not two tables of four bytes an item
+    loaded = tf.saved_model.load(str(tmp_path))
+    for got, wanted in zip(loaded.answer(queries[:8]), index(queries[:8], tf.constant(10), empty(8)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    # What was expanded does not lie in memory a second time.
+    assert loaded.index.store.blocks.parts.blob.numpy() == b""
+    assert index.store.blocks.parts.blob.numpy() != b""
+
+
 @pytest.mark.parametrize("k", [10, 500, 3429])
 def test_k_valid_results_whatever_is_excluded(index, clustered, k):
     vectors, live, queries = clustered
