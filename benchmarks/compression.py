@@ -3,10 +3,11 @@
     tandem run movielens_1m --data MOVIELENS_1M --output runs/ml
     python benchmarks/compression.py runs/ml --output /tmp/compressed
 
-Trains nothing but what a variant fine-tunes and its students: it asks `tandem compress` for every technique, with a budget of quality so
-wide that all of them are timed, and prints the rows of `variants.json` as a table. Quality is on the validation split,
-which chooses in a run too. Latency is that of a gRPC call with one history on one thread; its ratio compares the
-lower deciles of calls to the variant and to float32, sent in turn, which a busy machine disturbs least.
+Trains nothing but what a variant fine-tunes and its students: it asks `tandem compress` for every technique, with a
+budget of quality so wide that all of them are timed, and prints the rows of `variants.json` as a table. Quality is on
+the validation split, which chooses in a run too. Latency is that of a gRPC call with one history on one thread; its
+ratio compares the lower deciles of calls to the variant and to float32, sent in turn, which a busy machine disturbs
+least.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ class CompressedTensor(tf.saved_model.experimental.TrackableResource):
         shape: Of the tensor.
     """
 
-    def __init__(
-        self, parts: Mapping[str, Part] | CompressedParts, expand: Expand, *, keep_parts: bool = True
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Part] | CompressedParts, expand: Expand, *, keep_parts: bool = True) -> None:
         super().__init__()
         self.parts = parts if isinstance(parts, CompressedParts) else CompressedParts(parts)
         self._track_trackable(self.parts, "parts")

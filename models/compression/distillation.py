@@ -29,9 +29,7 @@ class Student:
         return self != Student()
 
 
-def taught_student(
-    teacher: TwoTowerModel, student: Student, data: TrainingData, run: TwoTowerConfig
-) -> TwoTowerModel:
+def taught_student(teacher: TwoTowerModel, student: Student, data: TrainingData, run: TwoTowerConfig) -> TwoTowerModel:
     """The student that a variant of the search asks for, trained on `data.train`.
 
     It keeps the teacher's corrections of the scores, as it has no validation split to choose its own on.

@@ -94,11 +94,11 @@ def parse_variant(name: str) -> Variant:
     Args:
         name: Techniques joined by `+`, each kind at most once:
             `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; the
-            encoder's matrices are int8 from there on, with `int6`, `int5` and `int4` up to 15, 7 and 7. `pruneNN`: NN % zeros. `qat`:
-            quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`, `headsNN`,
-            `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest N items
-            are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N columns, of
-            N blocks, that learns from the model's lists.
+            encoder's matrices are int8 from there on, with `int6`, `int5` and `int4` up to 15, 7 and 7. `pruneNN`: NN %
+            zeros. `qat`: quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`,
+            `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest
+            N items are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N
+            columns, of N blocks, that learns from the model's lists.
 
     Raises:
         CompressionError: For an unknown technique, or two that exclude each other.

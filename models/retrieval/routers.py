@@ -15,7 +15,7 @@ class OneLevelRouter(tf.Module):
     """One product with the weights of every block, then a top-k in two passes.
 
     Block c belongs to group c mod G, of `BLOCKS_MULTIPLE` blocks: the best P blocks lie in the P groups of the largest
-    maxima, and a maximum over strides runs along memory. The weights lie in the file as bfloat16 and in memory as float32.
+    maxima, and a maximum over strides runs along memory. The weights are bfloat16 in the file and float32 in memory.
 
     Args:
         weights: `(R, C)`, C a multiple of `BLOCKS_MULTIPLE`.
