@@ -230,6 +230,8 @@ class TrainingConfig(Record):
         packing: Put several short histories into one row of a batch, where none reads another, instead of padding each:
             for the transformer with rotary positions and without query features.
         popularity_trend: After fitting, correct the scores for what is popular lately, as far as validation gains.
+        reuse: Folder of a trained model, the `training` folder beside its SavedModel: nothing is fitted, the model is
+            carried over to the catalogue of this run, in which new items are known by their content.
         refit: After choosing epochs and trend on validation, fit again on all events and push that model. Gate and
             report judge the model that has not seen the test events, in the same compressed form.
         mixed_precision: Precision of the encoder's and the softmax's matrix products; softmax and loss stay float32.
@@ -260,6 +262,7 @@ class TrainingConfig(Record):
     packing: bool = False
     popularity_trend: bool = False
     refit: bool = False
+    reuse: str = ""
     mixed_precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     jit_compile: bool = False
     seed: int = Field(42, ge=0)

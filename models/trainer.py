@@ -41,7 +41,8 @@ def run_fn(fn_args: Any) -> None:
         fn_args: TFX `FnArgs`; `custom_config["two_tower"]` holds the JSON of `TwoTowerConfig`, `hyperparameters` what
             the Tuner chose.
     """
-    from models.export import Catalogue, ServedTowers, export_saved_model
+    from models.carry_over import write_item_ids
+    from models.export import Catalogue, ServedTowers, export_saved_model, item_vocabulary_file
 
     started = time.monotonic()
     config = chosen_config(fn_args)
@@ -58,6 +59,7 @@ def run_fn(fn_args: Any) -> None:
         data,
         log_dir=fn_args.model_run_dir,
         checkpoint_dir=checkpoint_folder(fn_args),
+        vocabulary_file=item_vocabulary_file(fn_args.transform_graph_path),
     )
     if not is_chief(strategy):
         return
@@ -65,8 +67,10 @@ def run_fn(fn_args: Any) -> None:
     serving = PurePosixPath(fn_args.serving_model_dir)
     training = str(serving.parent / TRAINING_FOLDER)
     model.save(training)
+    write_item_ids(training, item_vocabulary_file(fn_args.transform_graph_path))
     if trained.refitted is not None:
         trained.refitted.save(str(serving.parent / REFITTED_FOLDER))
+        write_item_ids(str(serving.parent / REFITTED_FOLDER), item_vocabulary_file(fn_args.transform_graph_path))
     record = {**trained.result.to_json(), "popularity_trend": dataclasses.asdict(trained.correction)}
     with tf.io.gfile.GFile(f"{training}/{HISTORY_FILE}", "w") as file:
         file.write(json.dumps(record, indent=2) + "\n")
@@ -126,6 +130,7 @@ def train(
     teacher: TwoTowerModel | None = None,
     log_dir: str | None = None,
     checkpoint_dir: str | None = None,
+    vocabulary_file: str = "",
 ) -> Trained:
     """Builds and fits a model; with `refit` a second one on all events, for the chosen number of epochs.
 
@@ -135,8 +140,11 @@ def train(
         teacher: A trained model to learn from, whatever `distillation` says of the teacher.
         log_dir: Folder for TensorBoard scalars; None = none.
         checkpoint_dir: Folder for checkpoints; None = none.
+        vocabulary_file: Item ids in row order; looked at with `training.reuse` alone.
     """
     training = config.training
+    if training.reuse:
+        return _reused(config, data, vocabulary_file)
     if teacher is None and config.distillation.enabled:
         teacher = _teacher(config, data, _below(log_dir, "teacher"), _below(checkpoint_dir, "teacher"))
     if teacher is not None:
@@ -158,6 +166,19 @@ def train(
         refitted, _ = _fit_new(config, everything, training, _below(log_dir, "refit"), _below(checkpoint_dir, "refit"))
         apply_correction(refitted, correction, data.everything)
     return Trained(model, refitted, result, correction)
+
+
+def _reused(config: TwoTowerConfig, data: TrainingData, vocabulary_file: str) -> Trained:
+    """The model that `training.reuse` names, and its refitted twin where it has one and the preset wants one."""
+    from models.carry_over import carried_over
+
+    folder = config.training.reuse
+    model, result = carried_over(folder, config, data, vocabulary_file)
+    twin = PurePosixPath(folder).parent / REFITTED_FOLDER
+    refitted = None
+    if config.training.refit and tf.io.gfile.isdir(str(twin)):
+        refitted, _ = carried_over(str(twin), config, data, vocabulary_file)
+    return Trained(model, refitted, result, Correction("none"))
 
 
 def _teacher(

@@ -41,7 +41,7 @@ from pipeline.code_version import code_version
 from pipeline.config import RunConfig
 from pipeline.paths import RunPaths
 from pipeline.schemas import table_schema, tables_of
-from pipeline.teacher import teacher_version
+from pipeline.trained_models import trained_models_version
 
 
 def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
@@ -129,7 +129,9 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         eval_args=trainer_pb2.EvalArgs(splits=["validation"]),
         custom_config={
             "two_tower": config.two_tower("model", "loss", "training", "distillation", "retrieval").model_dump_json(),
-            "teacher_version": teacher_version(config.distillation),
+            "trained_models_version": trained_models_version(
+                config.two_tower("model", "loss", "training", "distillation")
+            ),
             "code_version": code_version("models.trainer"),
         },
     )
@@ -232,7 +234,9 @@ def settings_search(config: RunConfig, transform: StableTransform, sequences: Se
         custom_config={
             "two_tower": config.two_tower("model", "loss", "training", "distillation", "retrieval").model_dump_json(),
             "tuner": config.tuner.model_dump_json(),
-            "teacher_version": teacher_version(config.distillation),
+            "trained_models_version": trained_models_version(
+                config.two_tower("model", "loss", "training", "distillation")
+            ),
             "code_version": code_version("components.tuner.executor", "models.tuning.trial"),
         },
     ).with_id("Tuner")

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths, data_location
 from pipeline.runners.console import Console
 from pipeline.runners.local import NodeError, NodeResult, run_lock, run_pipeline
-from pipeline.teacher import teacher_version
+from pipeline.trained_models import trained_models_version
 
 _EXIT_PUSHED, _EXIT_FAULT, _EXIT_REFUSED = 0, 1, 3
 
@@ -50,7 +50,7 @@ def run(
         raise InputError(f"preset {config.name!r} has no data of its own; pass --data DIR")
     paths = RunPaths(root=root, data=(data_location(str(data)) if data else root / "data"), name=config.name)
     # All before anything is written.
-    teacher_version(config.distillation)
+    trained_models_version(config.two_tower("model", "loss", "training", "distillation"))
     warnings = check_generate(paths, config) if generates else check_data(paths, config)
     try:
         paths.create()

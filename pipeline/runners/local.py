@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataAnomalyError, InputError
+from models.errors import SettingError
 from pipeline.runners.console import Console
 
 _PR_SET_PDEATHSIG = 1
@@ -268,9 +269,9 @@ def _log_to_stderr() -> None:
     logging.set_verbosity(logging.INFO)
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
+def _input_error(error: BaseException | None) -> InputError | SettingError | None:
     while error is not None:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError | SettingError):
             return error
         error = error.__cause__ or error.__context__
     return None
