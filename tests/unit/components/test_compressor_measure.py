@@ -7,6 +7,7 @@ import gzip
 import numpy as np
 import pytest
 
+from components.compressor import measure
 from components.compressor.measure import folder_bytes, gzip_bytes, quality, time_ratio
 from components.compressor.workload import Workload, load_workload, make_slices
 from models.config import FeatureSpec
@@ -111,3 +112,16 @@ def test_what_else_runs_on_the_machine_hardly_moves_the_ratio_of_times():
     assert np.median(disturbed / times[1]) > 1.2
     assert time_ratio(disturbed, times[1]) == pytest.approx(1.0, abs=0.05)
     assert time_ratio(2 * times[0], times[1]) == pytest.approx(2.0, abs=0.04)
+
+
+def test_a_variant_is_slow_only_if_it_is_so_each_time(monkeypatch):
+    def ratio_after(*slowdowns):
+        trials = iter(slowdowns)
+        one = np.full(10, 0.002)
+        monkeypatch.setattr(measure, "latencies", lambda *_: (next(trials) * one, one))
+        monkeypatch.setattr(measure, "queries_per_second", lambda *_: 1.0)
+        return measure._speed(None, object(), None, measure.MeasureOptions(1, 10)).time_ratio
+
+    assert ratio_after(1.05) == pytest.approx(1.05)
+    assert ratio_after(1.4, 1.02) == pytest.approx(1.02)
+    assert ratio_after(1.4, 1.3, 1.5) == pytest.approx(1.5)
