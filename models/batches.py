@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import TrainingConfig
+from models.time_gaps import HISTORY_GAPS
 from models.training_data import Ragged, Sequences
 
 NUM_BUCKETS = 3
@@ -304,7 +305,7 @@ def query_batches(
     """The newest part of each history, similar lengths together.
 
     Yields:
-        Indices into `sequences`, and `rows` int32 `(B, L)` with the query features; the last batch of a
+        Indices into `sequences`, and `rows` int32 `(B, L)` with the query features and gaps; the last batch of a
         bucket is padded with empty sequences, which have no index.
     """
     lengths = np.minimum(sequences.rows.lengths, max_length)
@@ -317,6 +318,9 @@ def query_batches(
             ends = sequences.rows.splits[1:][chosen]
             batch = {"rows": gather_padded(sequences.rows.values, ends - lengths[chosen], ends, int(length))}
             batch |= {name: values[chosen] for name, values in sequences.features.items()}
+            if HISTORY_GAPS in sequences.event_values:
+                gaps = sequences.event_values[HISTORY_GAPS]
+                batch[HISTORY_GAPS] = gather_padded(gaps, ends - lengths[chosen], ends, int(length))
             missing = batch_size - len(chosen)
             yield (
                 chosen,

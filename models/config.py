@@ -103,6 +103,8 @@ class ModelConfig(Record):
         use_item_ids: False trains content features only.
         normalize: L2-normalise query and candidate vectors.
         popularity_prior: Adds a learnt multiple of log popularity to every score.
+        time_gaps: Adds to every item of the history what the time since the item before tells, in logarithmic buckets;
+            `recommend` gets the input `history_timestamps`. For `gru`, `transformer` and `hstu`.
     """
 
     embedding_dim: int = Field(64, ge=4, le=1024)
@@ -119,6 +121,7 @@ class ModelConfig(Record):
     use_item_ids: bool = True
     normalize: bool = False
     popularity_prior: bool = False
+    time_gaps: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -126,6 +129,15 @@ class ModelConfig(Record):
             name = "attention_width" if self.attention_width else "embedding_dim"
             raise ValueError(
                 f"num_heads = {self.num_heads} does not divide {name} = {self.attention_dim}; choose a divisor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_are_read(self) -> ModelConfig:
+        if self.time_gaps and self.history_encoder in ("mean", "wide"):
+            raise ValueError(
+                f"time_gaps = true tells the encoder which items belong together, but history_encoder = "
+                f'"{self.history_encoder}" takes a mean of all; leave time_gaps out, or choose gru, transformer or hstu'
             )
         return self
 
@@ -433,7 +445,11 @@ class TwoTowerConfig(Record):
                 f"distillation mixes the teacher's shares into a softmax's target, and loss.kind = {self.loss.kind!r} "
                 "has none; choose full_softmax, sampled_softmax or in_batch"
             )
-        self.teacher_config()
+        if self.teacher_config().model.time_gaps or self.model.time_gaps:
+            raise ValueError(
+                "distillation.enabled = true writes the teacher's lists from histories without times, so neither model "
+                "may have time_gaps = true; leave one of the two out"
+            )
         return self
 
     def teacher_config(self) -> TwoTowerConfig:

@@ -4,12 +4,15 @@ The signatures are public API:
 
 | signature | inputs | outputs |
 |---|---|---|
-| `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), user features | `item_ids`, `scores` |
+| `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), features, times | `item_ids`, `scores` |
 | `recommend_user` | `user_id` string (B,), `k` int32 () | the same |
 | `serving_default` | `examples` string (B,): `history`, `exclude`, `user_…` | the same, k = default_k |
 | `embed_query` | as `recommend` | `embeddings` float (B, D) |
 | `embed_items` | `item_ids` string (B,) | `embeddings` float (B, D) |
 | `similar_items` | `item_ids` string (B,), `k` int32 () | as `recommend` |
+
+Times are `history_timestamps` int64 (B, L), seconds, where the preset says `time_gaps`; the smallest int64 = not known,
+and so are the columns that it has fewer than `history`. Features are the user features of the preset.
 
 `item_ids` string and `scores` float are `(B, K)`, best first, K = min(k, live items); "" and -inf fill up
 where exclusions leave fewer.
@@ -36,11 +39,12 @@ from models.serving_graph.encoder import call_with_weights, serving_encoder
 from models.serving_graph.encoder_weights import EncoderWeights
 from models.serving_graph.errors import ExportError
 from models.serving_graph.fallback import PopularityFallback
-from models.serving_graph.histories import newest_known
+from models.serving_graph.histories import newest_known, newest_known_beside
 from models.serving_graph.items import ItemTable
 from models.serving_graph.lean_graph import strip_saved_model
 from models.serving_graph.query_features import QueryFeatures
 from models.serving_graph.users import UserHistories, UserTable
+from models.time_gaps import HISTORY_GAPS, HISTORY_TIMESTAMPS, MISSING_TIME, gap_buckets, served_gap_buckets
 
 Answer = dict[str, tf.Tensor]
 
@@ -127,7 +131,8 @@ class ServedModel(tf.Module):
         _check_rows(self.items.num_rows, towers, catalogue)
         live = checked_live(towers.vectors, catalogue.live)
         self.query_features = QueryFeatures(config.tower_features("query"), transform_graph_dir)
-        self.users = UserTable(users, config.model.max_history_length)
+        self.time_gaps = config.model.time_gaps
+        self.users = UserTable(users, config.model.max_history_length, self.time_gaps)
         self.retriever = build_retriever(
             towers.vectors,
             live,
@@ -145,31 +150,52 @@ class ServedModel(tf.Module):
         self._dim = towers.vectors.shape[1]
         self._shared = _shared_functions(self, encoder)
 
-    def recommend(self, history: tf.Tensor, exclude: tf.Tensor, k: tf.Tensor, features: Mapping[str, Any]) -> Answer:
-        """Answers raw histories; `features` are encoder inputs."""
+    def recommend(
+        self,
+        history: tf.Tensor,
+        exclude: tf.Tensor,
+        k: tf.Tensor,
+        features: Mapping[str, Any],
+        timestamps: tf.Tensor | None = None,
+    ) -> Answer:
+        """Answers raw histories; `features` are encoder inputs, `timestamps` int64 `(B, L)` is for time gaps."""
         rows = self.items.rows(history)
         excluded = tf.concat([rows, self.items.rows(exclude)], axis=1)
-        return self._shared.answer(newest_known(rows, self._max_length), excluded, k, dict(features))
+        newest, gaps = self._newest(rows, timestamps)
+        return self._shared.answer(newest, excluded, k, {**features, **gaps})
+
+    def _newest(self, rows: tf.Tensor, timestamps: tf.Tensor | None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The rows `(B, W)` that the encoder reads, and the time gaps between them if it reads those."""
+        if not self.time_gaps:
+            return newest_known(rows, self._max_length), {}
+        newest, times = newest_known_beside(rows, _as_wide(timestamps, rows), self._max_length)
+        return newest, {HISTORY_GAPS: served_gap_buckets(times)}
 
     def recommend_user(self, user_id: tf.Tensor, k: tf.Tensor) -> Answer:
         """Answers from stored histories."""
         index = self.users.index(user_id)
         rows = self.users.histories(index)
         seen = tf.concat([rows, self.users.older(index)], axis=1)
-        return self._shared.answer(rows, seen, k, self.users.features(index))
+        gaps = {HISTORY_GAPS: self.users.gaps(index)} if self.time_gaps else {}
+        return self._shared.answer(rows, seen, k, {**self.users.features(index), **gaps})
 
     def recommend_examples(self, examples: tf.Tensor) -> Answer:
         """Answers serialized raw tf.Examples with the preset's default k."""
         spec: dict[str, Any] = {name: tf.io.RaggedFeature(tf.string) for name in ("history", "exclude")}
+        if self.time_gaps:
+            spec[HISTORY_TIMESTAMPS] = tf.io.RaggedFeature(tf.int64)
         parsed = tf.io.parse_example(examples, {**spec, **self.query_features.parsing_spec()})
         history, exclude = (parsed.pop(name).to_tensor() for name in ("history", "exclude"))
+        times = parsed.pop(HISTORY_TIMESTAMPS).to_tensor(MISSING_TIME) if self.time_gaps else None
         features = self.query_features.from_examples(parsed)
-        return self.recommend(history, exclude, tf.constant(self._default_k), features)
+        return self.recommend(history, exclude, tf.constant(self._default_k), features, times)
 
-    def embed_query(self, history: tf.Tensor, features: Mapping[str, Any]) -> tf.Tensor:
+    def embed_query(
+        self, history: tf.Tensor, features: Mapping[str, Any], timestamps: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Query vectors `(B, D)`; zeros without a known item."""
-        rows = newest_known(self.items.rows(history), self._max_length)
-        vectors = self._shared.encode(rows, dict(features))
+        rows, gaps = self._newest(self.items.rows(history), timestamps)
+        vectors = self._shared.encode(rows, {**features, **gaps})
         return tf.where(rows[:, -1:] > 0, vectors, 0.0)
 
     def embed_items(self, item_ids: tf.Tensor) -> tf.Tensor:
@@ -197,6 +223,12 @@ class ServedModel(tf.Module):
         return self._named(scores, found)
 
 
+def _as_wide(timestamps: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Timestamps `(B, M)` as `(B, L)` beside the rows: what they have fewer columns is not known."""
+    missing = tf.fill(tf.shape(rows), tf.constant(MISSING_TIME, tf.int64))
+    return tf.concat([timestamps, missing], axis=1)[:, : tf.shape(rows)[1]]
+
+
 def _chooser(known: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     return lambda personal, popular: tf.where(known, personal, popular)
 
@@ -207,13 +239,16 @@ def _stored_queries(towers: ServedTowers, users: UserHistories) -> np.ndarray:
     with_history = np.flatnonzero(np.diff(splits) > 0)
     chosen = np.random.default_rng(0).permutation(with_history)[:INDEX_QUERIES]
     width = towers.config.model.max_history_length
+    has_gaps = towers.config.model.time_gaps and users.timestamps is not None
+    gaps = gap_buckets(np.asarray(users.timestamps), splits) if has_gaps else None
     vectors = []
     for start in range(0, len(chosen), QUERY_BATCH):
         batch = chosen[start : start + QUERY_BATCH]
-        rows = gather_padded(
-            np.asarray(users.rows), np.maximum(splits[batch], splits[batch + 1] - width), splits[batch + 1], width
-        )
+        starts, ends = np.maximum(splits[batch], splits[batch + 1] - width), splits[batch + 1]
+        rows = gather_padded(np.asarray(users.rows), starts, ends, width)
         features = {name: values[batch] for name, values in users.features.items()}
+        if gaps is not None:
+            features[HISTORY_GAPS] = gather_padded(gaps, starts, ends, width)
         inputs = {"vectors": towers.vectors[rows].astype(np.float32), "rows": rows, **features}
         vectors.append(towers.history_encoder(inputs, training=False)[:, -1].numpy())
     return np.concatenate(vectors) if vectors else np.zeros((0, towers.vectors.shape[1]), np.float32)
@@ -230,6 +265,8 @@ class SharedFunctions:
 def _shared_functions(model: ServedModel, encoder: keras.Model) -> SharedFunctions:
     """The parts that several signatures share, traced once so that the graph holds them once."""
     features = model.query_features.encoder_specs()
+    if model.time_gaps:
+        features[HISTORY_GAPS] = _ROWS
 
     def encode(rows: tf.Tensor, query_features: dict[str, tf.Tensor]) -> tf.Tensor:
         vectors = model.retriever.vectors(rows)
@@ -245,13 +282,17 @@ def _shared_functions(model: ServedModel, encoder: keras.Model) -> SharedFunctio
 def serving_signatures(model: ServedModel) -> dict[str, Any]:
     """The concrete functions of the contract, by signature name."""
     features = model.query_features.input_specs()
+    if model.time_gaps:
+        features[HISTORY_TIMESTAMPS] = tf.TensorSpec([None, None], tf.int64, name=HISTORY_TIMESTAMPS)
 
     def recommend(history: Any, exclude: Any, k: Any, **raw: Any) -> Answer:
-        return model.recommend(history, exclude, k, model.query_features.from_raw(raw))
+        times = raw.pop(HISTORY_TIMESTAMPS, None)
+        return model.recommend(history, exclude, k, model.query_features.from_raw(raw), times)
 
     def embed_query(history: Any, exclude: Any, k: Any, **raw: Any) -> Answer:
         del exclude, k  # part of the contract, so that a `recommend` request works for both
-        return {"embeddings": model.embed_query(history, model.query_features.from_raw(raw))}
+        times = raw.pop(HISTORY_TIMESTAMPS, None)
+        return {"embeddings": model.embed_query(history, model.query_features.from_raw(raw), times)}
 
     def concrete(function: Callable[..., Answer], **specs: tf.TensorSpec) -> Any:
         return tf.function(function, autograph=False).get_concrete_function(**specs)

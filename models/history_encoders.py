@@ -18,6 +18,7 @@ import numpy as np
 from models.config import ModelConfig
 from models.features import FeatureColumn
 from models.keras import keras, tf
+from models.time_gaps import HISTORY_GAPS, NUM_BUCKETS, KnownGaps
 from models.towers import embed_features, feature_inputs
 
 ROTARY_BASE = 10_000.0
@@ -324,7 +325,8 @@ def build_history_encoder(
         packed: The transformer reads rows of several histories, each of which begins with a negative row number.
 
     Returns:
-        Model from `{"vectors": (B, L, D), "rows": (B, L), feature: (B, width)}` to `(B, L, D)`.
+        Model from `{"vectors": (B, L, D), "rows": (B, L), feature: (B, width)}` to `(B, L, D)`; with `time_gaps`
+        also from `history_gaps` int32 `(B, L)`.
     """
     policy = keras.mixed_precision.Policy(precision if precision == "float32" else f"mixed_{precision}")
     vectors = keras.Input((None, config.embedding_dim), dtype=tf.float32, name="vectors")
@@ -343,6 +345,18 @@ def build_history_encoder(
         hidden = keras.layers.Rescaling(config.embedding_dim**0.5, dtype=policy, name="token_scale")(hidden)
         if config.positions == "learned":
             hidden = PositionEmbedding(config.max_history_length, dtype=policy, name="position_embedding")(hidden)
+    if config.time_gaps:
+        features[HISTORY_GAPS] = keras.Input((None,), dtype=tf.int32, name=HISTORY_GAPS)
+        table = keras.layers.Embedding(
+            NUM_BUCKETS,
+            config.embedding_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            dtype=policy,
+            name="gap_embedding",
+        )
+        gaps = table(KnownGaps(name="known_gaps")(features[HISTORY_GAPS], rows))
+        hidden = keras.layers.Add(dtype=policy, name="with_gaps")([hidden, gaps])
+    if config.history_encoder in ("transformer", "hstu"):
         hidden = keras.layers.Dropout(config.dropout, dtype=policy, name="input_dropout")(hidden)
     if config.history_encoder == "wide":
         table = keras.layers.Embedding(

@@ -21,6 +21,7 @@ from models.features import (
     uses_vocabulary,
     vocabulary_filename,
 )
+from models.time_gaps import HISTORY_GAPS, gap_buckets
 from models.training_data import ItemFeatures, Ragged, Sequences, TrainingData, take
 
 READ_BATCH = 4096
@@ -103,7 +104,7 @@ def load_training_data(
         for tower in ("candidate", "query")
     }
     sequences = {
-        split: _sequences(read_columns(patterns[split], schema), columns["query"])
+        split: _sequences(read_columns(patterns[split], schema), columns["query"], config.model.time_gaps)
         for split in ("train", "validation", "all")
         if patterns.get(split)
     }
@@ -137,17 +138,26 @@ def _items(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Ite
     )
 
 
-def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Sequences:
+def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn], time_gaps: bool = False) -> Sequences:
     """Histories in the order of the user ids: Beam writes records in any order."""
     history, times = table["history"], table.get("history_timestamps")
     order = np.argsort(table["user_id"].values) if "user_id" in table else np.lexsort(_content_keys(history))
     targets = table.get("targets")
+    rows = take(history, order)
+    timestamps = take(times, order) if times is not None and len(times.values) else None
+    if time_gaps and timestamps is None:
+        raise ValueError(
+            "model.time_gaps needs the time of each event, but the examples carry no `history_timestamps`; set it to "
+            "false or run SequenceGen again"
+        )
+    gaps = {HISTORY_GAPS: gap_buckets(timestamps.values, timestamps.splits)} if time_gaps and timestamps else {}
     return Sequences(
-        rows=take(history, order),
+        rows=rows,
         features={column.name: dense_feature(table[column.name], column)[order] for column in columns},
         targets=take(targets, order) if targets is not None and len(targets.values) else None,
-        timestamps=take(times, order) if times is not None and len(times.values) else None,
+        timestamps=timestamps,
         user_ids=table["user_id"].values[order] if "user_id" in table else None,
+        event_values=gaps,
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.batches import query_batches
 from models.keras import tf
 from models.metrics import ranking_metrics
-from models.training_data import Sequences, take
+from models.training_data import Ragged, Sequences, take
 from models.two_tower import TwoTowerModel
 
 VALIDATION_BATCH = 128
@@ -90,6 +90,10 @@ def sample_sequences(sequences: Sequences, count: int, seed: int) -> Sequences:
         features={name: values[chosen] for name, values in sequences.features.items()},
         targets=take(sequences.targets, chosen) if sequences.targets else None,
         timestamps=take(sequences.timestamps, chosen) if sequences.timestamps else None,
+        event_values={
+            name: take(Ragged(values, sequences.rows.splits), chosen).values
+            for name, values in sequences.event_values.items()
+        },
     )
 
 

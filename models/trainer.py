@@ -102,7 +102,11 @@ def user_histories(data: TrainingData) -> UserHistories:
     if sequences.user_ids is None:
         raise ValueError("the transformed examples lack `user_id`; run Transform again")
     return UserHistories(
-        list(sequences.user_ids), sequences.rows.values, sequences.rows.splits, dict(sequences.features)
+        list(sequences.user_ids),
+        sequences.rows.values,
+        sequences.rows.splits,
+        dict(sequences.features),
+        sequences.timestamps.values if sequences.timestamps else None,
     )
 
 

@@ -20,6 +20,7 @@ from models.features import FeatureColumn, feature_column, item_embedding_column
 from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.precision import compute_precision
+from models.time_gaps import HISTORY_GAPS
 from models.towers import build_candidate_tower
 from models.training_data import TEACHER_ROWS, TEACHER_SHARES, ItemFeatures
 
@@ -125,20 +126,29 @@ class TwoTowerModel(tfrs.Model):
 
     def encode(self, vectors: Any, rows: Any, query_features: Mapping[str, Any], training: bool = False) -> Any:
         """Query vectors `(B, L, D)` after every position, from history vectors `(B, L, D)` and rows `(B, L)`."""
-        features = {column.name: query_features[column.name] for column in self.query_columns}
-        return self.history_encoder({"vectors": vectors, "rows": rows, **features}, training=training)
+        return self.history_encoder(self.encoder_inputs(vectors, rows, query_features), training=training)
+
+    def encoder_inputs(self, vectors: Any, rows: Any, query_features: Mapping[str, Any]) -> dict[str, Any]:
+        """What the history encoder reads of a batch; gaps that the batch does not give are "not known"."""
+        inputs = {column.name: query_features[column.name] for column in self.query_columns}
+        if self.config.model.time_gaps:
+            inputs[HISTORY_GAPS] = query_features.get(HISTORY_GAPS, tf.zeros_like(rows))
+        return {"vectors": vectors, "rows": rows, **inputs}
 
     def query_vectors(self, rows: Any, query_features: Mapping[str, Any] | None = None, table: Any = None) -> Any:
         """Query vectors `(B, D)` of left-padded histories `(B, L)` (newest at L - 1).
 
         Args:
             rows: int32 item rows, 0 = padding; only the newest `max_history_length` are read.
-            query_features: Padded transformed query features by name.
+            query_features: Padded transformed query features by name; with `time_gaps` also `history_gaps` `(B, L)`.
             table: `candidate_vectors()` if the caller has it already.
         """
-        rows = tf.convert_to_tensor(rows, tf.int32)[:, -self.config.model.max_history_length :]
+        length = self.config.model.max_history_length
+        rows, query_features = tf.convert_to_tensor(rows, tf.int32)[:, -length:], dict(query_features or {})
+        if HISTORY_GAPS in query_features:
+            query_features[HISTORY_GAPS] = query_features[HISTORY_GAPS][:, -length:]
         table = self.candidate_vectors() if table is None else table
-        return self.encode(tf.gather(table, rows), rows, query_features or {})[:, -1]
+        return self.encode(tf.gather(table, rows), rows, query_features)[:, -1]
 
     def learnt_prior(self) -> Any:
         """The learnt multiple of log popularity, float32 `(num_items + 1,)`; part of the training loss."""

@@ -78,6 +78,7 @@ def compress(
         model.item_features.train_events,
         config.tower_features("query"),
         config.compression.quality_users,
+        config.model.time_gaps,
     )
     with tempfile.TemporaryDirectory(prefix="tandem-compressor-") as folder, ExitStack() as stack:
         builder = VariantBuilder(

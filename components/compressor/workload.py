@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from components.evaluation.sequences import serialized_batches
 from models.config import FeatureSpec
 from models.keras import tf
+from models.time_gaps import HISTORY_TIMESTAMPS, MISSING_TIME
 
 SLICE_NAMES = {"history_length": ("short", "medium", "long"), "target_popularity": ("tail", "middle", "head")}
 
@@ -30,6 +31,7 @@ class Workload:
         features: User features by serving input name, one array over all requests.
         row_of: Row of each item id.
         slices: Bool mask over the requests, by slice name.
+        timestamps: Seconds beside each history, for a model that reads time gaps; None = for one that does not.
     """
 
     histories: list[list[bytes]]
@@ -38,6 +40,7 @@ class Workload:
     features: Mapping[str, Any]
     row_of: Mapping[bytes, int]
     slices: Mapping[str, NDArray[np.bool_]]
+    timestamps: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -51,6 +54,7 @@ class Workload:
             content.update(array.tobytes())
         for name in sorted(self.features):
             content.update(f"{name}={np.asarray(self.features[name]).tolist()}".encode())
+        content.update(repr(self.timestamps).encode() if self.timestamps is not None else b"")
         return content.digest()
 
     def inputs(self, requests: Sequence[int], k: int) -> dict[str, Any]:
@@ -62,11 +66,21 @@ class Workload:
             "exclude": np.full((len(padded), 1), b"", dtype=object),
             "k": np.int32(k),
         }
+        if self.timestamps is not None:
+            times = np.full((len(padded), width), MISSING_TIME, np.int64)
+            for row, request in enumerate(requests):
+                times[row, : len(self.timestamps[request])] = self.timestamps[request]
+            inputs[HISTORY_TIMESTAMPS] = times
         return inputs | {name: values[np.asarray(requests)] for name, values in self.features.items()}
 
 
 def load_workload(
-    sequences_uri: str, vocabulary: Sequence[bytes], train_events: NDArray, specs: Sequence[FeatureSpec], limit: int
+    sequences_uri: str,
+    vocabulary: Sequence[bytes],
+    train_events: NDArray,
+    specs: Sequence[FeatureSpec],
+    limit: int,
+    time_gaps: bool = False,
 ) -> Workload:
     """Reads the validation split of SequenceGen.
 
@@ -76,12 +90,15 @@ def load_workload(
         train_events: Train events by row; item popularity for the slices.
         specs: Features of the query tower.
         limit: Requests kept, by a hash of the record so that the order of the files does not matter; 0 = all.
+        time_gaps: Send the times of the events too.
     """
     records = [record for batch in serialized_batches(sequences_uri, "validation") for record in batch]
     records = heapq.nsmallest(limit or len(records), records, key=lambda record: (zlib.crc32(record), record))
     parsed = tf.io.parse_example(
         records,
-        {name: tf.io.RaggedFeature(tf.string) for name in ("history", "targets")} | raw_features(specs, records),
+        {name: tf.io.RaggedFeature(tf.string) for name in ("history", "targets")}
+        | ({HISTORY_TIMESTAMPS: tf.io.RaggedFeature(tf.int64)} if time_gaps else {})
+        | raw_features(specs, records),
     )
     row_of = {item_id: row for row, item_id in enumerate(vocabulary, 1)}
     known = [[row_of[t] for t in targets if t in row_of] for targets in parsed["targets"].to_list()]
@@ -95,6 +112,7 @@ def load_workload(
         {spec.name: _serving_input(parsed[spec.raw_name], spec) for spec in specs},
         row_of,
         make_slices([len(history) for history in histories], targets, splits, train_events),
+        parsed[HISTORY_TIMESTAMPS].to_list() if time_gaps else None,
     )
 
 

@@ -80,8 +80,7 @@ def input_moments(
     length = model.config.model.max_history_length
     for _, batch in query_batches(sequences, length, BATCH):
         rows = tf.constant(batch["rows"])
-        features = {column.name: tf.constant(batch[column.name]) for column in model.query_columns}
-        read = reader({"vectors": tf.gather(table, rows), "rows": rows, **features}, training=False)
+        read = reader(model.encoder_inputs(tf.gather(table, rows), rows, batch), training=False)
         for number, values in enumerate(tf.nest.flatten(read)):
             array = values.numpy()
             used = array[batch["rows"] > 0] if array.ndim == 3 else array

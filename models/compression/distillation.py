@@ -60,6 +60,8 @@ def student_config(teacher: TwoTowerConfig, student: Student, run: TwoTowerConfi
         CompressionError: If it would be no smaller than the teacher, or cannot be built.
     """
     shape, training, budget = teacher.model, teacher.training, run.compression
+    if shape.time_gaps:
+        raise CompressionError("a teacher's lists are made from histories without times, but this model has time_gaps")
     too_large = [
         f"{name} {asked} of {have}"
         for name, asked, have in (

@@ -32,6 +32,7 @@ AXES = {
     "output_norm": ("D", "D"),
     "output_projection": ("DD", "D"),
     "position_embedding": ("PD",),
+    "gap_embedding": (".D",),
     "mean": ("N",),
     "item_id_embedding": (".D",),
     "wide_item_embedding": (".D",),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.compression.errors import CompressionError
 from models.input_pipeline import Sequences, gather_padded
 from models.keras import tf
 from models.serving_graph.encoder import serving_encoder
@@ -34,6 +35,9 @@ def convert_query_tower(model: TwoTowerModel) -> bytes:
 
     Returns:
         The flatbuffer.
+
+    Raises:
+        CompressionError: The model reads time gaps.
     """
     length = model.config.model.max_history_length
     encoder = serving_encoder(model.history_encoder)
@@ -43,6 +47,11 @@ def convert_query_tower(model: TwoTowerModel) -> bytes:
         rows = tf.ensure_shape(inputs["rows"], [1, length])
         return {"query": encoder({**inputs, "vectors": tf.gather(table, rows)}, training=False)[:, -1]}
 
+    if model.config.model.time_gaps:
+        raise CompressionError(
+            "the query tower for devices takes no times, but the model was trained with model.time_gaps = true; leave "
+            "time_gaps out, or write no tower for devices"
+        )
     specs = {"rows": tf.TensorSpec([1, length], tf.int32, name="rows")}
     for column in model.query_columns:
         dtype = tf.float32 if column.is_numeric else tf.int32

@@ -10,6 +10,7 @@ from models.compression.compressed_tensor import CompressedParts, CompressedTens
 from models.keras import tf
 from models.serving_graph.errors import ExportError
 from models.serving_graph.stored_ids import StoredIds
+from models.time_gaps import gap_buckets
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class UserHistories:
         rows: Int `(events,)` item rows of all users, each user's oldest first; 0 = unknown item.
         row_splits: Int `(users + 1,)`; user u owns `rows[row_splits[u]:row_splits[u + 1]]`.
         features: Transformed query features, padded dense `(users, width)`, by transformed name.
+        timestamps: Int64 `(events,)` seconds beside `rows`; None = not known.
     """
 
     user_ids: list[bytes]
     rows: np.ndarray
     row_splits: np.ndarray
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    timestamps: np.ndarray | None = None
 
 
 class UserTable(tf.Module):
@@ -39,9 +42,10 @@ class UserTable(tf.Module):
     Args:
         histories: What to store.
         max_length: Items that the encoder reads.
+        time_gaps: Store the time between neighbouring items too, a byte an item before compression.
     """
 
-    def __init__(self, histories: UserHistories, max_length: int) -> None:
+    def __init__(self, histories: UserHistories, max_length: int, time_gaps: bool = False) -> None:
         super().__init__()
         rows, splits = _known_rows(histories)
         self._ids = StoredIds(_checked_ids(histories.user_ids))
@@ -55,6 +59,7 @@ class UserTable(tf.Module):
         row_at, places = _popularity_places(rows)
         is_narrow = len(row_at) <= 2**16
         recent, older = _by_age(places, splits, max_length)
+        self._gaps = _stored_gaps(histories, splits, max_length) if time_gaps else None
         self._row_at = CompressedTensor({"rows": byte_planes(row_at)}, lambda parts: from_byte_planes(parts["rows"]))
         self._recent = CompressedTensor(
             {"rows": byte_planes(recent)}, lambda parts: _narrowed(from_byte_planes(parts["rows"]), is_narrow)
@@ -84,8 +89,29 @@ class UserTable(tf.Module):
         """Transformed query features `(B, width)` by name."""
         return {name: tf.gather(values, index) for name, values in self._features.items()}
 
+    def gaps(self, index: tf.Tensor) -> tf.Tensor:
+        """Buckets of the times between the items of `histories`, int32 `(B, W)`; 0 = not known.
+
+        Raises:
+            ExportError: They were not stored.
+        """
+        if self._gaps is None:
+            raise ExportError("the users' time gaps were not stored; build the table with time_gaps = True")
+        return _padded(self._gaps.read(), self._recent_splits.read(), index)
+
     def _rows(self, places: CompressedTensor, splits: CompressedTensor, index: tf.Tensor) -> tf.Tensor:
         return tf.gather(self._row_at.read(), _padded(places.read(), splits.read(), index))
+
+
+def _stored_gaps(histories: UserHistories, splits: np.ndarray, max_length: int) -> CompressedTensor:
+    """Gap buckets of the newest `max_length` known items of every user."""
+    if histories.timestamps is None:
+        raise ExportError("the model reads time gaps, but the user histories carry no timestamps; run Transform again")
+    timestamps = np.asarray(histories.timestamps)[np.asarray(histories.rows) > 0]
+    recent, _ = _by_age(gap_buckets(timestamps, splits), splits, max_length)
+    return CompressedTensor(
+        {"gaps": byte_planes(recent)}, lambda parts: _narrowed(from_byte_planes(parts["gaps"]), is_narrow=True)
+    )
 
 
 def _padded(rows: tf.Tensor, splits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

@@ -50,7 +50,8 @@ def answer_requests(model: Path, requests: Path, output: Path, k: int, batch_siz
     Args:
         model: SavedModel or base path of versions.
         requests: Parquet with `user_id`, `history` (list of item ids, oldest first) and, where the
-            signature has them, user features under their own names and `exclude` (list of item ids).
+            signature has them, user features under their own names, `exclude` (list of item ids) and
+            `history_timestamps` (list of seconds beside `history`).
         output: Parquet to write: `user_id`, `item_id`, `rank` (from 1), `score`; replaced as a whole.
         k: Results per request.
         batch_size: Requests per call.
@@ -166,7 +167,8 @@ def _feature(rows: pa.Table, name: str, dtype: Any, rank: int) -> list[Any]:
     missing: Any = "" if dtype is object else np.nan if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).min
     values = rows[name].to_pylist() if name in rows.column_names else [None] * rows.num_rows
     if rank == 2:
-        return _pad_lists([value if isinstance(value, list) else [value or missing] for value in values], missing)
+        lists = [value if isinstance(value, list) else [value or missing] for value in values]
+        return _pad_lists([[missing if each is None else each for each in value] for value in lists], missing)
     return [missing if value is None else value for value in values]
 
 
@@ -174,7 +176,7 @@ def _padded(rows: pa.Table, name: str) -> np.ndarray:
     """Ids `[B, L]`, `""` where a list is shorter than the longest of the batch."""
     if name not in rows.column_names:
         return np.full((rows.num_rows, 1), "", dtype=object)
-    lists = [[str(item) for item in items or [] if item is not None] for items in rows[name].to_pylist()]
+    lists = [["" if item is None else str(item) for item in items or []] for items in rows[name].to_pylist()]
     return np.array(_pad_lists(lists, ""), dtype=object)
 
 

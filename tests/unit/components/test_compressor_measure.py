@@ -51,6 +51,21 @@ def test_requests_hold_raw_strings_and_features(workload):
     assert inputs["age"].tolist() == [np.iinfo(np.int64).min, 50]
 
 
+def test_requests_to_a_model_with_gaps_hold_the_times(tmp_path):
+    folder = tmp_path / "Split-validation"
+    folder.mkdir()
+    records = [
+        example(history=[b"a"], targets=[b"c"], history_timestamps=[7]),
+        example(history=[b"b", b"a"], targets=[b"c"], history_timestamps=[3, 5]),
+    ]
+    with tf.io.TFRecordWriter(str(folder / "data.gz"), tf.io.TFRecordOptions("GZIP")) as writer:
+        for record in records:
+            writer.write(record)
+    workload = load_workload(str(tmp_path), [b"a", b"b", b"c"], np.zeros(4), (), 0, time_gaps=True)
+    order = sorted(range(2), key=lambda number: len(workload.histories[number]))
+    assert workload.inputs(order, 5)["history_timestamps"].tolist() == [[7, np.iinfo(np.int64).min], [3, 5]]
+
+
 def test_unknown_targets_are_no_targets(workload):
     counts = dict(zip(map(len, workload.histories), np.diff(workload.target_splits), strict=True))
     assert counts == {2: 1, 1: 0, 3: 2}
