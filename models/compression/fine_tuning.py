@@ -19,11 +19,14 @@ from models.config import TrainingConfig
 from models.fitting import StepCallback, learning_rate_factor, make_optimizer
 from models.input_pipeline import Sequences
 from models.keras import tf
+from models.time_gaps import HISTORY_GAPS
 from models.two_tower import TwoTowerModel
 
 # Fine-tuning starts from a converged model: it repairs what rounding and pruning broke.
 RATE = 0.2
 WARMUP_STEPS = 20
+# Parts of a batch as long as its histories.
+PER_POSITION = ("rows", "labels", "weights", HISTORY_GAPS)
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,7 @@ class FineTuning:
 def _any_shape(model: TwoTowerModel, batch: dict[str, Any]) -> Any:
     """`train_step` of the model for batches of any size and length, traced once; returns the loss."""
     signature = {
-        name: tf.TensorSpec(
-            [None, None] if name in ("rows", "labels", "weights") else [None, *values.shape[1:]], values.dtype
-        )
+        name: tf.TensorSpec([None, None] if name in PER_POSITION else [None, *values.shape[1:]], values.dtype)
         for name, values in batch.items()
     }
     return tf.function(lambda data: model.train_step(data)["loss"], input_signature=[signature], autograph=False)

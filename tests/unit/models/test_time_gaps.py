@@ -10,6 +10,9 @@ from pydantic import ValidationError
 
 from models.batches import TrainingBatches, query_batches
 from models.compression.errors import CompressionError
+from models.compression.fine_tuning import FineTuning
+from models.compression.pruning import prune
+from models.compression.quantization import train_quantized
 from models.compression.tflite import convert_query_tower
 from models.config import ModelConfig, TwoTowerConfig
 from models.export import Catalogue, ServedTowers, export_saved_model
@@ -126,6 +129,13 @@ def test_batches_carry_the_gap_of_each_event():
     assert few.event_values[HISTORY_GAPS].tolist() == gap_buckets(few.timestamps.values, few.rows.splits).tolist()
     for _, batch in query_batches(few, 4, 4):
         assert batch[HISTORY_GAPS].shape == batch["rows"].shape
+
+
+def test_pruned_and_quantised_models_are_fine_tuned_with_their_gaps(fitted):
+    sequences, _ = told_by_times(64, 3)
+    tune = FineTuning(sequences, fitted.config.training, 2, 100.0, lambda line: None)
+    for model in (prune(fitted, 0.5, tune.num_steps(fitted), tune), train_quantized(fitted, tune)):
+        assert share_right(model) > 0.9
 
 
 @pytest.fixture(scope="module")
