@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 TANDEM := $(VENV)/bin/tandem
 OUTPUT ?= runs/quickstart
+TEST_PROCESSES ?= 2
 STAMP  := $(VENV)/.installed
 
 .PHONY: help install run test test-flink lint bench clean
@@ -29,8 +30,9 @@ $(STAMP): requirements.txt pyproject.toml
 run: install  ## Generate the sample marketplace, run the pipeline, ask the served model
 	$(TANDEM) run quickstart --output $(OUTPUT)
 
-test: install  ## Run the tests (distributed, serving and end-to-end ones included)
-	$(VENV)/bin/python -m pytest
+# Two processes, files kept whole, in the order of their names: the long ones (distributed, e2e) come first.
+test: install  ## Run the tests (distributed, serving and end-to-end ones included); TEST_PROCESSES=N for more cores
+	$(VENV)/bin/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadscope --no-loadscope-reorder
 
 test-flink: install  ## The data nodes on Apache Flink: same records as on the direct runner (Java 17, Maven Central)
 	$(VENV)/bin/python tests/flink/job_servers.py

@@ -229,7 +229,7 @@ class TrainingBatches:
 
         With packing, `rows` is negative where a history begins.
 
-        Event values of the sequences travel along, `(B, L, ...)`.
+        Event values of the sequences travel along, `(B, L, ...)`, and label values beside the labels.
 
         Args:
             number: Of the epoch; with the seed it decides order and labels.
@@ -265,6 +265,9 @@ class TrainingBatches:
         for name, of_event in self.sequences.event_values.items():
             beside = inside.reshape(*inside.shape, *[1] * (of_event.ndim - 1))
             batch[name] = np.where(beside, of_event[place], 0).astype(of_event.dtype)
+        for name, of_event in self.sequences.label_values.items():
+            beside = wanted.reshape(*wanted.shape, *[1] * (of_event.ndim - 1))
+            batch[name] = np.where(beside, of_event[of_label], 0).astype(of_event.dtype)
         return batch
 
     def _places(

@@ -13,6 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 # Losses without a softmax, whose target a teacher could share.
 UNTAUGHT_LOSSES = ("gbce", "least_squares")
+# Serving inputs that are no features.
+RESERVED_INPUTS = ("history", "exclude", "k", "history_timestamps", "user_id", "examples", "item_ids")
+# Kinds with one value of fixed width an event.
+CONTEXT_KINDS = ("categorical", "numeric", "timestamp")
+_RAW_PREFIX = {"candidate": "item", "query": "user", "context": "context"}
+
+
+def history_key(raw_name: str) -> str:
+    """Key of the values beside `history` of what a request has under the key `raw_name`."""
+    return f"history_{raw_name}"
 
 
 class Record(BaseModel):
@@ -22,15 +32,16 @@ class Record(BaseModel):
 
 
 class FeatureSpec(Record):
-    """One feature of an item (candidate tower) or a user (query tower).
+    """One feature of an item (candidate tower), a user (query tower) or a request (context, read by the query tower).
 
     Attributes:
-        name: Name of the feature, also the name of the serving input when `tower` is `query`.
+        name: Name of the feature, also the name of the serving input unless `tower` is `candidate`.
         kind: How it is transformed: `categorical` (one value, vocabulary), `multi_valued` (a list,
-            vocabulary), `numeric`, `timestamp` (seconds; hour, weekday and recency), `text`
+            vocabulary), `numeric`, `timestamp` (seconds; hour, weekday and, but for a context, recency), `text`
             (word n-grams, hashed).
-        tower: Which tower reads it.
-        column: Column of `items.*` or `users.*`; the name when empty.
+        tower: Which tower reads it. A `context` is what is known when the request is made: device, page, hour. It
+            is learnt from the events, each of which answered a request; `categorical`, `numeric` or `timestamp`.
+        column: Column of `items.*`, `users.*` or, of a context, `interactions.*`; the name when empty.
         embedding_dim: Width of each embedding vector.
         vocabulary_size: Largest vocabulary, or number of hash buckets for `text`.
         min_count: Occurrences that a new value needs for a row of its own; a value that has one keeps it.
@@ -43,7 +54,7 @@ class FeatureSpec(Record):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     kind: Literal["categorical", "multi_valued", "numeric", "timestamp", "text"]
-    tower: Literal["candidate", "query"]
+    tower: Literal["candidate", "query", "context"]
     column: str = ""
     embedding_dim: int = Field(16, ge=1, le=1024)
     vocabulary_size: int = Field(10_000, ge=1, le=10_000_000)
@@ -54,6 +65,20 @@ class FeatureSpec(Record):
     ngrams: int = Field(1, ge=1, le=3)
     max_values: int = Field(24, ge=1, le=512)
 
+    @model_validator(mode="after")
+    def _can_be_asked_with(self) -> FeatureSpec:
+        if self.tower == "context" and self.kind not in CONTEXT_KINDS:
+            raise ValueError(
+                f"feature {self.name!r} is a context, which has one value a request, but kind = {self.kind!r}; choose "
+                f"one of {', '.join(CONTEXT_KINDS)}"
+            )
+        if self.tower != "candidate" and self.name in RESERVED_INPUTS:
+            raise ValueError(
+                f"feature {self.name!r} would be an input of `recommend`, which has one of that name; choose another "
+                f"name and say `column = {self.source_column!r}`"
+            )
+        return self
+
     @property
     def source_column(self) -> str:
         """Column of the raw table that holds the feature."""
@@ -61,12 +86,17 @@ class FeatureSpec(Record):
 
     @property
     def raw_name(self) -> str:
-        """Key of the raw value in the examples SequenceGen writes: `item_…` or `user_…`."""
-        return f"{'item' if self.tower == 'candidate' else 'user'}_{self.source_column}"
+        """Key of the raw value in the examples SequenceGen writes: `item_…`, `user_…` or `context_…`."""
+        return f"{_RAW_PREFIX[self.tower]}_{self.source_column}"
+
+    @property
+    def learnt_name(self) -> str:
+        """Key of the raw values that vocabularies and means come from: of a context, those of the history's events."""
+        return history_key(self.raw_name) if self.tower == "context" else self.raw_name
 
     @property
     def transformed_name(self) -> str:
-        """Key of the transformed value: `candidate_…` or `query_…`."""
+        """Key of the transformed value: `candidate_…`, `query_…` or `context_…`."""
         return f"{self.tower}_{self.name}"
 
 
@@ -428,12 +458,17 @@ class TwoTowerConfig(Record):
 
     @model_validator(mode="after")
     def _unique_names(self) -> TwoTowerConfig:
-        seen: set[tuple[str, str]] = set()
+        seen: dict[tuple[bool, str], str] = {}
         for feature in self.features:
-            key = (feature.tower, feature.name)
-            if key in seen:
+            key = (feature.tower == "candidate", feature.name)
+            if seen.get(key) == feature.tower:
                 raise ValueError(f"feature {feature.name!r} of the {feature.tower} tower is declared twice")
-            seen.add(key)
+            if key in seen:
+                raise ValueError(
+                    f"feature {feature.name!r} is declared for the towers {seen[key]} and {feature.tower}, whose "
+                    "features are inputs of one request; give one of them another name and say its `column`"
+                )
+            seen[key] = feature.tower
         return self
 
     @model_validator(mode="after")
@@ -449,6 +484,11 @@ class TwoTowerConfig(Record):
             raise ValueError(
                 "distillation.enabled = true writes the teacher's lists from histories without times, so neither model "
                 "may have time_gaps = true; leave one of the two out"
+            )
+        if contexts := self.tower_features("context"):
+            raise ValueError(
+                "distillation.enabled = true writes the teacher's lists from histories without a context, but the "
+                f"feature {contexts[0].name!r} is one; leave one of the two out"
             )
         return self
 
@@ -475,3 +515,8 @@ class TwoTowerConfig(Record):
     def tower_features(self, tower: str) -> tuple[FeatureSpec, ...]:
         """Features of one tower, in the order of the preset."""
         return tuple(f for f in self.features if f.tower == tower)
+
+    @property
+    def request_features(self) -> tuple[FeatureSpec, ...]:
+        """Features that are inputs of `recommend`: of the user and of the request, in the order of the preset."""
+        return tuple(f for f in self.features if f.tower != "candidate")

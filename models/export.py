@@ -6,13 +6,14 @@ The signatures are public API:
 |---|---|---|
 | `recommend` | `history` string (B, L), `exclude` string (B, E), `k` int32 (), features, times | `item_ids`, `scores` |
 | `recommend_user` | `user_id` string (B,), `k` int32 () | the same |
-| `serving_default` | `examples` string (B,): `history`, `exclude`, `user_…` | the same, k = default_k |
+| `serving_default` | `examples` string (B,): `history`, `exclude`, `user_…`, `context_…` | the same, k = default_k |
 | `embed_query` | as `recommend` | `embeddings` float (B, D) |
 | `embed_items` | `item_ids` string (B,) | `embeddings` float (B, D) |
 | `similar_items` | `item_ids` string (B,), `k` int32 () | as `recommend` |
 
 Times are `history_timestamps` int64 (B, L), seconds, where the preset says `time_gaps`; the smallest int64 = not known,
-and so are the columns that it has fewer than `history`. Features are the user features of the preset.
+and so are the columns that it has fewer than `history`. Features are those of users and requests (`context`) in the
+preset; `recommend_user` knows the stored features of the user and no context.
 
 `item_ids` string and `scores` float are `(B, K)`, best first, K = min(k, live items); "" and -inf fill up
 where exclusions leave fewer.
@@ -31,6 +32,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.config import TwoTowerConfig
+from models.context import unknown_context
+from models.features import feature_column
 from models.input_pipeline import gather_padded
 from models.keras import keras, tf
 from models.retrieval.build import build_retriever
@@ -130,7 +133,8 @@ class ServedModel(tf.Module):
         self.items = ItemTable(item_vocabulary_file(transform_graph_dir))
         _check_rows(self.items.num_rows, towers, catalogue)
         live = checked_live(towers.vectors, catalogue.live)
-        self.query_features = QueryFeatures(config.tower_features("query"), transform_graph_dir)
+        self.query_features = QueryFeatures(config.request_features, transform_graph_dir)
+        self.contexts = tuple(feature_column(spec) for spec in config.tower_features("context"))
         self.time_gaps = config.model.time_gaps
         self.users = UserTable(users, config.model.max_history_length, self.time_gaps)
         self.retriever = build_retriever(
@@ -177,7 +181,8 @@ class ServedModel(tf.Module):
         rows = self.users.histories(index)
         seen = tf.concat([rows, self.users.older(index)], axis=1)
         gaps = {HISTORY_GAPS: self.users.gaps(index)} if self.time_gaps else {}
-        return self._shared.answer(rows, seen, k, {**self.users.features(index), **gaps})
+        contexts = {column.name: unknown_context(column, tf.shape(index)[0])[:, 0] for column in self.contexts}
+        return self._shared.answer(rows, seen, k, {**self.users.features(index), **gaps, **contexts})
 
     def recommend_examples(self, examples: tf.Tensor) -> Answer:
         """Answers serialized raw tf.Examples with the preset's default k."""
@@ -247,6 +252,8 @@ def _stored_queries(towers: ServedTowers, users: UserHistories) -> np.ndarray:
         starts, ends = np.maximum(splits[batch], splits[batch + 1] - width), splits[batch + 1]
         rows = gather_padded(np.asarray(users.rows), starts, ends, width)
         features = {name: values[batch] for name, values in users.features.items()}
+        for spec in towers.config.tower_features("context"):
+            features[spec.transformed_name] = unknown_context(feature_column(spec), len(batch))
         if gaps is not None:
             features[HISTORY_GAPS] = gather_padded(gaps, starts, ends, width)
         inputs = {"vectors": towers.vectors[rows].astype(np.float32), "rows": rows, **features}
@@ -270,7 +277,8 @@ def _shared_functions(model: ServedModel, encoder: keras.Model) -> SharedFunctio
 
     def encode(rows: tf.Tensor, query_features: dict[str, tf.Tensor]) -> tf.Tensor:
         vectors = model.retriever.vectors(rows)
-        inputs = {"vectors": vectors, "rows": rows, **query_features}
+        contexts = {column.name: query_features[column.name][:, tf.newaxis] for column in model.contexts}
+        inputs = {"vectors": vectors, "rows": rows, **query_features, **contexts}
         return call_with_weights(encoder, model.encoder_weights.read(), inputs)[:, -1]
 
     return SharedFunctions(

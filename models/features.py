@@ -16,6 +16,8 @@ HOURS = 24
 WEEKDAYS = 7
 RECENCY_BUCKETS = 16
 TIMESTAMP_PARTS = 3
+# A request is made now, so a context has no age: hour and weekday.
+CONTEXT_TIMESTAMP_PARTS = 2
 # Name of the vocabulary of user ids: line n (from 0) is the user of row n + 1.
 USER_VOCABULARY = "users"
 # Name of the vocabulary of item ids, in which line n is the item of row n + 1 too.
@@ -30,7 +32,7 @@ class FeatureColumn:
     """A transformed feature as the towers see it.
 
     Attributes:
-        name: Key of the transformed value (`candidate_…` or `query_…`).
+        name: Key of the transformed value (`candidate_…`, `query_…` or `context_…`).
         width: Values per row after padding.
         num_ids: Rows of the embedding table, the padding id 0 included; 0 for a float column.
         embedding_dim: Width of each embedding vector; 1 for a float column.
@@ -61,7 +63,9 @@ def feature_width(spec: FeatureSpec) -> int:
     """Values per row after padding."""
     if spec.kind in ("multi_valued", "text"):
         return spec.max_values
-    return TIMESTAMP_PARTS if spec.kind == "timestamp" else 1
+    if spec.kind == "timestamp":
+        return CONTEXT_TIMESTAMP_PARTS if spec.tower == "context" else TIMESTAMP_PARTS
+    return 1
 
 
 def feature_column(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int] | None = None) -> FeatureColumn:
@@ -80,7 +84,7 @@ def feature_column(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int] | None
     elif spec.kind == "text":
         num_ids = spec.vocabulary_size
     elif spec.kind == "timestamp":
-        num_ids = HOURS + WEEKDAYS + RECENCY_BUCKETS
+        num_ids = HOURS + WEEKDAYS + (0 if spec.tower == "context" else RECENCY_BUCKETS)
     else:
         num_ids = spec.num_buckets
     return FeatureColumn(spec.transformed_name, feature_width(spec), num_ids + 1, spec.embedding_dim)

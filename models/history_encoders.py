@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from models.config import ModelConfig
+from models.context import context_inputs, with_context
 from models.features import FeatureColumn
 from models.keras import keras, tf
 from models.time_gaps import HISTORY_GAPS, NUM_BUCKETS, KnownGaps
@@ -314,19 +315,21 @@ def build_history_encoder(
     columns: Sequence[FeatureColumn],
     precision: str = "float32",
     packed: bool = False,
+    contexts: Sequence[FeatureColumn] = (),
 ) -> keras.Model:
     """The functional history encoder that `config.history_encoder` names.
 
     Args:
         config: Shape of the towers.
         num_items: Items of the catalogue; sizes the item table of `wide`.
-        columns: Query features (user and context).
+        columns: Features of the user.
         precision: Compute precision of the blocks; the output is always float32.
         packed: The transformer reads rows of several histories, each of which begins with a negative row number.
+        contexts: Features of the requests.
 
     Returns:
         Model from `{"vectors": (B, L, D), "rows": (B, L), feature: (B, width)}` to `(B, L, D)`; with `time_gaps`
-        also from `history_gaps` int32 `(B, L)`.
+        also from `history_gaps` int32 `(B, L)`, and from each context `(B, L, width)` or `(B, 1, width)`.
     """
     policy = keras.mixed_precision.Policy(precision if precision == "float32" else f"mixed_{precision}")
     vectors = keras.Input((None, config.embedding_dim), dtype=tf.float32, name="vectors")
@@ -334,11 +337,11 @@ def build_history_encoder(
     features = feature_inputs(columns)
     hidden = vectors
     if columns:
-        context = keras.layers.Dense(config.embedding_dim, name="query_content")(
+        user = keras.layers.Dense(config.embedding_dim, name="query_content")(
             embed_features(columns, features, "query")
         )
-        context = keras.layers.Reshape((1, config.embedding_dim), name="query_context")(context)
-        hidden = keras.layers.Add(name="with_context")([hidden, context])
+        user = keras.layers.Reshape((1, config.embedding_dim), name="query_token")(user)
+        hidden = keras.layers.Add(name="with_user")([hidden, user])
     if config.history_encoder in ("transformer", "hstu"):
         # Item vectors are small so that logits start near 0; as tokens they must outweigh the position and the
         # first attention output. Worth 0.062 -> 0.078 ndcg@10 after one epoch of MovieLens 1M.
@@ -369,6 +372,10 @@ def build_history_encoder(
     blocks = partial(transformer_blocks, packed=True) if packed else ENCODERS[config.history_encoder]
     outputs = blocks(hidden, rows, config, policy)
     outputs = keras.layers.Activation("linear", dtype="float32", name="query_vectors")(outputs)
+    if contexts:
+        requests = context_inputs(contexts)
+        outputs = with_context(outputs, contexts, requests, config)
+        features |= requests
     if config.normalize:
         outputs = UnitLength(name="unit_length")(outputs)
     return keras.Model({"vectors": vectors, "rows": rows, **features}, outputs, name="history_encoder")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batches import LabelRules, TrainingBatches, gather_padded, query_batches
-from models.config import TwoTowerConfig
+from models.config import TwoTowerConfig, history_key
 from models.features import (
     ITEM_EMBEDDING_VOCABULARY,
     FeatureColumn,
@@ -101,10 +101,12 @@ def load_training_data(
     sizes = {name: int(output.vocabulary_size_by_name(name)) for name in vocabularies}
     columns = {
         tower: [feature_column(spec, sizes) for spec in config.tower_features(tower)]
-        for tower in ("candidate", "query")
+        for tower in ("candidate", "query", "context")
     }
     sequences = {
-        split: _sequences(read_columns(patterns[split], schema), columns["query"], config.model.time_gaps)
+        split: _sequences(
+            read_columns(patterns[split], schema), columns["query"], columns["context"], config.model.time_gaps
+        )
         for split in ("train", "validation", "all")
         if patterns.get(split)
     }
@@ -138,7 +140,12 @@ def _items(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn]) -> Ite
     )
 
 
-def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn], time_gaps: bool = False) -> Sequences:
+def _sequences(
+    table: Mapping[str, Ragged],
+    columns: Sequence[FeatureColumn],
+    contexts: Sequence[FeatureColumn] = (),
+    time_gaps: bool = False,
+) -> Sequences:
     """Histories in the order of the user ids: Beam writes records in any order."""
     history, times = table["history"], table.get("history_timestamps")
     order = np.argsort(table["user_id"].values) if "user_id" in table else np.lexsort(_content_keys(history))
@@ -151,14 +158,33 @@ def _sequences(table: Mapping[str, Ragged], columns: Sequence[FeatureColumn], ti
             "false or run SequenceGen again"
         )
     gaps = {HISTORY_GAPS: gap_buckets(timestamps.values, timestamps.splits)} if time_gaps and timestamps else {}
+    features = {column.name: dense_feature(table[column.name], column)[order] for column in columns}
+    if targets is not None and len(targets.values):
+        features |= {c.name: dense_feature(table[c.name], c)[order, np.newaxis] for c in contexts if c.name in table}
     return Sequences(
         rows=rows,
-        features={column.name: dense_feature(table[column.name], column)[order] for column in columns},
+        features=features,
         targets=take(targets, order) if targets is not None and len(targets.values) else None,
         timestamps=timestamps,
         user_ids=table["user_id"].values[order] if "user_id" in table else None,
         event_values=gaps,
+        label_values={c.name: _beside(take(table[history_key(c.name)], order), rows, c) for c in contexts},
     )
+
+
+def _beside(values: Ragged, rows: Ragged, column: FeatureColumn) -> NDArray:
+    """A context of every event `(events, width)`.
+
+    Raises:
+        ValueError: If the histories have other lengths.
+    """
+    if not np.array_equal(values.splits, rows.splits * column.width):
+        raise ValueError(
+            f"{history_key(column.name)} has {len(values.values):,} values for {len(rows.values):,} events of "
+            f"{column.width} each; run SequenceGen and Transform again"
+        )
+    dtype = np.float32 if column.is_numeric else np.int32
+    return values.values.reshape(-1, column.width).astype(dtype)
 
 
 def _content_keys(history: Ragged) -> list[NDArray]:

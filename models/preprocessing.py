@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from models.config import FeatureSpec, ItemIdsConfig, TwoTowerConfig
+from models.config import FeatureSpec, ItemIdsConfig, TwoTowerConfig, history_key
 from models.features import (
     HOURS,
     ITEM_EMBEDDING_ROW,
@@ -44,8 +44,9 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
 
     Returns:
         `SparseTensor` of every transformed key: `history` and `targets` as item rows (int64, from 1;
-        0 = unknown item), the features as `candidate_…` and `query_…`, the items' rows of the id embeddings where rare
-        items share them, and ids, counts and times as they are.
+        0 = unknown item), the features as `candidate_…`, `query_…` and `context_…` (and `history_context_…` beside
+        the history), the items' rows of the id embeddings where rare items share them, and ids, counts and times as
+        they are.
 
     Raises:
         ValueError: If the data lacks the column of a declared feature.
@@ -62,11 +63,14 @@ def preprocessing_fn(inputs: Inputs, custom_config: Mapping[str, Any]) -> dict[s
         own = item_embedding_vocabulary(inputs["item_id"], inputs["item_train_events"], config.item_ids, folder)
         outputs[ITEM_EMBEDDING_ROW] = rows_after_buckets(inputs["item_id"], own, config.item_ids.oov_buckets)
     for spec in config.features:
-        if spec.raw_name not in inputs:
+        if spec.learnt_name not in inputs:
             raise ValueError(
                 f"feature {spec.name!r} reads the column {spec.source_column!r}, which the data lacks "
-                f"(no key {spec.raw_name!r}); correct `column` or remove the feature"
+                f"(no key {spec.learnt_name!r}); correct `column` or remove the feature"
             )
+        if spec.tower == "context":
+            outputs |= transform_context(spec, inputs, folder)
+            continue
         outputs[spec.transformed_name] = TRANSFORMS[spec.kind](inputs[spec.raw_name], spec, inputs, folder)
     return outputs
 
@@ -176,7 +180,7 @@ def to_float(values: Any, spec: FeatureSpec) -> Any:
 
 
 def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
-    """Timestamp: three ids, hour of day, day of week (Monday first) and age before the newest training event."""
+    """Timestamp: ids of hour of day, day of week (Monday first) and, but for a context, age before the newest event."""
     if values.dtype == tf.string:
         raise ValueError(
             f"feature {spec.name!r} is a timestamp but its column {spec.source_column!r} holds text; "
@@ -184,19 +188,61 @@ def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs, folder: 
         )
     times = first_values(values, 1)
     seconds = tf.cast(times.values, tf.int64)
-    newest = tft.max(inputs["history_timestamps"] if "history_timestamps" in inputs else times)
     hour = seconds // 3600 % HOURS
     weekday = (seconds // SECONDS_PER_DAY + 3) % WEEKDAYS  # 1970-01-01 was a Thursday
-    age_days = tf.cast(tf.maximum(tf.cast(newest, tf.int64) - seconds, 0), tf.float32) / SECONDS_PER_DAY
-    recency = tf.cast(tf.math.log(age_days + 1.0) / tf.math.log(2.0) + 1e-6, tf.int64)
-    recency = tf.minimum(recency, RECENCY_BUCKETS - 1)
-    ids = tf.stack([1 + hour, 1 + HOURS + weekday, 1 + HOURS + WEEKDAYS + recency], axis=1)
+    parts = [1 + hour, 1 + HOURS + weekday]
+    if spec.tower != "context":
+        newest = tft.max(inputs["history_timestamps"] if "history_timestamps" in inputs else times)
+        age_days = tf.cast(tf.maximum(tf.cast(newest, tf.int64) - seconds, 0), tf.float32) / SECONDS_PER_DAY
+        recency = tf.cast(tf.math.log(age_days + 1.0) / tf.math.log(2.0) + 1e-6, tf.int64)
+        parts.append(1 + HOURS + WEEKDAYS + tf.minimum(recency, RECENCY_BUCKETS - 1))
+    ids = tf.stack(parts, axis=1)
     queries = tf.repeat(times.indices[:, :1], ids.shape[1], axis=0)
     places = tf.tile(tf.range(ids.shape[1], dtype=tf.int64), [tf.shape(ids)[0]])
     return tf.SparseTensor(
         tf.concat([queries, places[:, tf.newaxis]], axis=1),
         tf.reshape(ids, [-1]),
         [times.dense_shape[0], ids.shape[1]],
+    )
+
+
+def transform_context(spec: FeatureSpec, inputs: Inputs, folder: str) -> dict[str, Any]:
+    """Context of every event of the history and of the request: each value transformed as if it were a record.
+
+    Both go through one analysis, so that a request's value means what an event's meant in training.
+
+    Returns:
+        `history_context_…` and `context_…`, `feature_width` values for each raw value; 0 for a missing one.
+    """
+    names = {spec.learnt_name: history_key(spec.transformed_name), spec.raw_name: spec.transformed_name}
+    given = {name: inputs[key] for key, name in names.items() if key in inputs}
+    values = tf.concat([sparse.values for sparse in given.values()], axis=0)
+    count, width = tf.size(values, tf.int64), feature_width(spec)
+    places = tf.stack([tf.range(count), tf.zeros([count], tf.int64)], axis=1)
+    records = tf.SparseTensor(places, values, tf.stack([count, tf.constant(1, tf.int64)]))
+    found = TRANSFORMS[spec.kind](tf.sparse.retain(records, is_known(values)), spec, inputs, folder)
+    shape = tf.stack([count, tf.constant(width, tf.int64)])
+    dense = tf.sparse.to_dense(tf.SparseTensor(found.indices, found.values, shape))
+    parts = tf.split(dense, [tf.size(sparse.values) for sparse in given.values()], num=len(given))
+    return {name: widened(sparse, part, width) for (name, sparse), part in zip(given.items(), parts, strict=True)}
+
+
+def is_known(values: Any) -> Any:
+    """False for the values that stand for a missing one: "", NaN and the smallest int64."""
+    if values.dtype == tf.string:
+        return tf.not_equal(values, "")
+    return tf.math.is_finite(values) if values.dtype.is_floating else tf.not_equal(values, values.dtype.min)
+
+
+def widened(sparse: Any, dense: Any, width: int) -> Any:
+    """The same places with `width` values `(n, width)` side by side for each one."""
+    row, place = sparse.indices[:, :1], sparse.indices[:, 1:]
+    steps = tf.range(width, dtype=tf.int64)[tf.newaxis]
+    places = tf.stack([tf.repeat(row, width, axis=1), place * width + steps], axis=2)
+    return tf.SparseTensor(
+        tf.reshape(places, [-1, 2]),
+        tf.reshape(dense, [-1]),
+        tf.stack([sparse.dense_shape[0], sparse.dense_shape[1] * width]),
     )
 
 

@@ -19,17 +19,17 @@ class MeanOfIds(keras.layers.Layer):
     """Mean of the embeddings of the ids that are not padding.
 
     Call arguments:
-        embeddings: Float tensor `(batch, width, dim)`.
-        ids: Integer tensor `(batch, width)`, 0 = padding.
+        embeddings: Float tensor `(..., width, dim)`.
+        ids: Integer tensor `(..., width)`, 0 = padding.
 
     Returns:
-        Float tensor `(batch, dim)`; zeros where every id is padding.
+        Float tensor `(..., dim)`; zeros where every id is padding.
     """
 
     def call(self, embeddings: Any, ids: Any) -> Any:  # noqa: D102
         weights = tf.cast(tf.not_equal(ids, 0), embeddings.dtype)
         total = tf.linalg.matvec(embeddings, weights, transpose_a=True)
-        return tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=1, keepdims=True))
+        return tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=-1, keepdims=True))
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -90,8 +90,15 @@ def feature_inputs(columns: Sequence[FeatureColumn]) -> dict[str, Any]:
     }
 
 
-def embed_features(columns: Sequence[FeatureColumn], inputs: dict[str, Any], prefix: str) -> Any:
-    """Concatenates the pooled embeddings (and raw numbers) of `columns` to `(batch, features)`."""
+def embed_features(columns: Sequence[FeatureColumn], inputs: dict[str, Any], prefix: str, spread: float = 0.1) -> Any:
+    """Concatenates the pooled embeddings (and raw numbers) of `columns` `(..., width)` to `(..., features)`.
+
+    Args:
+        columns: Features.
+        inputs: Keras inputs by transformed name.
+        prefix: Of the layers' names.
+        spread: Standard deviation of fresh embeddings.
+    """
     parts = []
     for column in columns:
         values = inputs[column.name]
@@ -99,7 +106,7 @@ def embed_features(columns: Sequence[FeatureColumn], inputs: dict[str, Any], pre
             table = keras.layers.Embedding(
                 column.num_ids,
                 column.embedding_dim,
-                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1),
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=spread),
                 name=f"{prefix}_{column.name}_embedding",
             )
             values = MeanOfIds(name=f"{prefix}_{column.name}_mean")(table(values), values)

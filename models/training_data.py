@@ -55,11 +55,14 @@ class Sequences:
 
     Attributes:
         rows: Item rows, 0 = unknown item.
-        features: Padded transformed query features `(num_users, width)`.
+        features: Padded transformed query features `(num_users, width)`, and of histories with targets the contexts of
+            the requests `(num_users, 1, width)`.
         targets: Item rows to be found, for evaluation.
         timestamps: Seconds, aligned with `rows`.
         user_ids: Bytes, one per history.
         event_values: Further arrays `(events, ...)` aligned with `rows`, which batches hand on.
+        label_values: The same, which batches hand on beside the label that an event becomes: the context of the
+            request that it answered.
     """
 
     rows: Ragged
@@ -68,6 +71,7 @@ class Sequences:
     timestamps: Ragged | None = None
     user_ids: NDArray | None = None
     event_values: Mapping[str, NDArray] = field(default_factory=dict)
+    label_values: Mapping[str, NDArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models import losses
 from models.config import TwoTowerConfig
+from models.context import unknown_context
 from models.features import FeatureColumn, feature_column, item_embedding_column
 from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
@@ -50,11 +51,12 @@ class TwoTowerModel(tfrs.Model):
         self.vocabulary_sizes = dict(vocabulary_sizes or {})
         self.candidate_columns = self._columns("candidate")
         self.query_columns = self._columns("query")
+        self.context_columns = self._columns("context")
         self.id_column = item_embedding_column(config, num_items, self.vocabulary_sizes)
         self.candidate_tower = build_candidate_tower(config.model, num_items, self.candidate_columns, self.id_column)
         self.precision = compute_precision(config.training)
         self.history_encoder = build_history_encoder(
-            config.model, num_items, self.query_columns, self.precision, config.training.packing
+            config.model, num_items, self.query_columns, self.precision, config.training.packing, self.context_columns
         )
         self.prior_weight = self.add_weight(
             name="prior_weight", shape=(), initializer="zeros", trainable=config.model.popularity_prior
@@ -129,10 +131,13 @@ class TwoTowerModel(tfrs.Model):
         return self.history_encoder(self.encoder_inputs(vectors, rows, query_features), training=training)
 
     def encoder_inputs(self, vectors: Any, rows: Any, query_features: Mapping[str, Any]) -> dict[str, Any]:
-        """What the history encoder reads of a batch; gaps that the batch does not give are "not known"."""
+        """What the history encoder reads of a batch; gaps and contexts that it does not give are "not known"."""
         inputs = {column.name: query_features[column.name] for column in self.query_columns}
         if self.config.model.time_gaps:
             inputs[HISTORY_GAPS] = query_features.get(HISTORY_GAPS, tf.zeros_like(rows))
+        for column in self.context_columns:
+            given = query_features.get(column.name)
+            inputs[column.name] = unknown_context(column, tf.shape(rows)[0]) if given is None else given
         return {"vectors": vectors, "rows": rows, **inputs}
 
     def query_vectors(self, rows: Any, query_features: Mapping[str, Any] | None = None, table: Any = None) -> Any:
@@ -140,7 +145,8 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             rows: int32 item rows, 0 = padding; only the newest `max_history_length` are read.
-            query_features: Padded transformed query features by name; with `time_gaps` also `history_gaps` `(B, L)`.
+            query_features: Padded transformed query features by name; with `time_gaps` also `history_gaps` `(B, L)`,
+                and the contexts of the requests `(B, 1, width)`.
             table: `candidate_vectors()` if the caller has it already.
         """
         length = self.config.model.max_history_length
@@ -170,9 +176,10 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             inputs: `rows` int32 `(B, L)` (negative where a history begins, if several share a row) and `labels`
-                int32 `(B, L)` (the item after each position; 0 = none), both left-padded, the query features, and
-                optionally `weights` float `(B, L)` of the labels (`in_batch` takes a positive weight as 1) and a
-                teacher's `teacher_rows` int32 and `teacher_shares` float32 `(B, L, K)` (`models.distillation`).
+                int32 `(B, L)` (the item after each position; 0 = none), both left-padded, the query features, the
+                labels' contexts `(B, L, width)`, and optionally `weights` float `(B, L)` of the labels (`in_batch`
+                takes a positive weight as 1) and a teacher's `teacher_rows` int32 and `teacher_shares` float32
+                `(B, L, K)` (`models.distillation`).
             training: Whether dropout is active.
             total: Weight of the global batch, if `inputs` are a part of a replica's share; None = they are all of it.
 

@@ -102,6 +102,13 @@ def _add_recommend(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     who.add_argument("--user", metavar="ID", help="a user of the training data; others get the fallback")
     who.add_argument("--history", metavar="A,B,C", help="item ids, oldest first")
     ask.add_argument("-k", type=int, default=10, help="number of results (default: 10)")
+    ask.add_argument(
+        "--feature",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="feature of the user or the request, with --history; those not given are not known",
+    )
     ask.add_argument("--model_name", help="name of the model on the server (default: found by asking)")
     ask.add_argument("--items", type=Path, help="items.csv or items.parquet to read titles from")
     ask.set_defaults(call=_recommend)
@@ -217,6 +224,7 @@ def _recommend(options: argparse.Namespace) -> int:
         options.server,
         user=options.user,
         history=history,
+        features=options.feature,
         k=options.k,
         model_name=options.model_name,
         items=options.items,

@@ -169,7 +169,7 @@ def create_pipeline(config: RunConfig, paths: RunPaths) -> Pipeline:
         config=config.evaluation.model_dump_json(),
         protocol=config.data.split.protocol,
         code_version=code_version("components.evaluation.component"),
-        slice_features=[f.raw_name for f in config.features if f.tower == "query" and f.kind == "categorical"],
+        slice_features=[f.raw_name for f in config.two_tower().request_features if f.kind == "categorical"],
     )
 
     # The exact artifact, in a server process, asked over both protocols.

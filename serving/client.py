@@ -108,8 +108,8 @@ class Client:
             history: Item ids, oldest first; may be empty.
             k: How many items.
             exclude: Items not to answer.
-            features: Values of the user features that the model takes; `history_timestamps`, a list of seconds beside
-                `history`, for a model with time gaps.
+            features: Values of the features of user and request that the model takes, all of them (`missing_features`
+                says "not known"); `history_timestamps`, a list of seconds beside `history`, for a model with time gaps.
 
         Returns:
             At most k items, best first.

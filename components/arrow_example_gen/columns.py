@@ -61,6 +61,7 @@ def table_columns(table: Table, config: DataConfig, features: Iterable[FeatureSp
         ]
         if config.cleaning.weight_column:
             columns.append(Column(config.cleaning.weight_column, "number"))
+        columns += _of_features(features, "context")
         return _merged(table, columns)
     if table == "items":
         columns = [Column(names.item_id, "id", required=True)]
@@ -68,9 +69,12 @@ def table_columns(table: Table, config: DataConfig, features: Iterable[FeatureSp
             columns.append(Column(names.title, "string", optional=True))
     else:
         columns = [Column(names.user_id, "id", required=True)]
-    tower = "candidate" if table == "items" else "query"
-    columns += [Column(f.source_column, _KIND_OF_FEATURE[f.kind]) for f in features if f.tower == tower]
+    columns += _of_features(features, "candidate" if table == "items" else "query")
     return _merged(table, columns)
+
+
+def _of_features(features: Iterable[FeatureSpec], tower: str) -> list[Column]:
+    return [Column(f.source_column, _KIND_OF_FEATURE[f.kind]) for f in features if f.tower == tower]
 
 
 def _merged(table: Table, columns: Sequence[Column]) -> tuple[Column, ...]:

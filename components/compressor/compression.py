@@ -76,7 +76,7 @@ def compress(
         inputs.sequences_uri,
         read_vocabulary(item_vocabulary_file(inputs.transform_graph_dir)),
         model.item_features.train_events,
-        config.tower_features("query"),
+        config.request_features,
         config.compression.quality_users,
         config.model.time_gaps,
     )

@@ -28,7 +28,7 @@ class Workload:
         histories: Item ids of each request, oldest first.
         targets: Item rows to be found, flat.
         target_splits: Request r is to find `targets[target_splits[r]:target_splits[r + 1]]`.
-        features: User features by serving input name, one array over all requests.
+        features: Features of users and requests by serving input name, one array over all requests.
         row_of: Row of each item id.
         slices: Bool mask over the requests, by slice name.
         timestamps: Seconds beside each history, for a model that reads time gaps; None = for one that does not.
@@ -88,7 +88,7 @@ def load_workload(
         sequences_uri: Examples artifact of SequenceGen.
         vocabulary: Item ids in row order, from row 1.
         train_events: Train events by row; item popularity for the slices.
-        specs: Features of the query tower.
+        specs: Features of users and requests.
         limit: Requests kept, by a hash of the record so that the order of the files does not matter; 0 = all.
         time_gaps: Send the times of the events too.
     """

@@ -7,7 +7,7 @@ it breaks, in the order of `REASONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.config import CleaningConfig, ColumnsConfig
+from components.sequence_gen.context import ContextColumn
 from components.sequence_gen.histories import BoolArray, Histories, first_occurrences
 
 ROW_ORDER_COLUMN = "_row"
@@ -45,7 +46,7 @@ class RowResult:
     """Rows that passed, as flat columns, and what happened to the others.
 
     Attributes:
-        events: Columns `user`, `item` (large_binary), `timestamp` and, if given, `row` (int64).
+        events: Columns `user`, `item` (large_binary), `timestamp`, if given `row` (int64), and the context by key.
         dropped: Rows by reason.
         problems: Messages about values that no rule can mend; any of them ends the run.
     """
@@ -55,13 +56,16 @@ class RowResult:
     problems: list[str] = field(default_factory=list)
 
 
-def clean_rows(batch: pa.RecordBatch, columns: ColumnsConfig, cleaning: CleaningConfig) -> RowResult:
+def clean_rows(
+    batch: pa.RecordBatch, columns: ColumnsConfig, cleaning: CleaningConfig, context: Sequence[ContextColumn] = ()
+) -> RowResult:
     """Applies the rules that look at one row alone.
 
     Args:
         batch: Decoded tf.Examples: every column a list per row, absent values null or empty.
         columns: Names of the id and time columns.
         cleaning: The rules.
+        context: Further columns to keep.
     """
     result = RowResult(events=pa.table({}))
     alive = np.ones(batch.num_rows, bool)
@@ -93,6 +97,9 @@ def clean_rows(batch: pa.RecordBatch, columns: ColumnsConfig, cleaning: Cleaning
     flat = {"user": user, "item": item, "timestamp": timestamp}
     if ROW_ORDER_COLUMN in batch.schema.names:
         flat["row"] = _single_values(batch, ROW_ORDER_COLUMN, _as_seconds, result.problems)
+    for column in context:
+        values = _single_values(batch, column.column, _CONVERTERS[column.kind], result.problems)
+        flat[column.key] = column.filled(values)
     result.events = pa.table(flat).filter(pa.array(alive))
     return result
 
@@ -213,6 +220,9 @@ def _as_seconds(values: pa.Array, name: str, problems: list[str]) -> pa.Array:
 
 def _as_number(values: pa.Array, name: str, problems: list[str]) -> pa.Array:
     if pa.types.is_large_binary(values.type):
-        problems.append(f"interactions: weight_column {name} holds text; it must be a number")
+        problems.append(f"interactions: {name} holds text; it must be a number")
         return pa.nulls(len(values), pa.float64())
     return values.cast(pa.float64())
+
+
+_CONVERTERS: dict[str, _Converter] = {"categorical": _as_id, "numeric": _as_number, "timestamp": _as_seconds}

@@ -6,7 +6,8 @@ and a training history is the beginning of that slice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 TIE_BREAK_BY_ROW = "events of one user at the same second keep the order of the input (timestamp, then _row)"
+_EVENT_COLUMNS = ("user", "item", "timestamp", "row")
 TIE_BREAK_BY_ITEM = "events of one user at the same second are ordered by item id (the input has no _row)"
 
 
@@ -30,6 +32,7 @@ class Histories:
         items: Distinct item ids `[I]`, large_binary, ascending.
         item_codes: Index into `items` of every event `[E]`.
         timestamps: Seconds since 1970 of every event `[E]`.
+        context: Further values of every event `[E]` by key, without nulls.
     """
 
     users: pa.LargeBinaryArray
@@ -37,6 +40,7 @@ class Histories:
     items: pa.LargeBinaryArray
     item_codes: IntArray
     timestamps: IntArray
+    context: Mapping[str, pa.Array] = field(default_factory=dict)
 
     @property
     def num_events(self) -> int:
@@ -74,6 +78,7 @@ class Histories:
             items=self.items.take(pa.array(items)),
             item_codes=item_codes.astype(np.int64),
             timestamps=self.timestamps[keep],
+            context={key: values.filter(pa.array(keep)) for key, values in self.context.items()},
         )
 
     def to_bytes(self) -> bytes:
@@ -84,6 +89,7 @@ class Histories:
             "items": self.items,
             "item_codes": pa.array(self.item_codes.astype(np.int32)),
             "timestamps": pa.array(self.timestamps),
+            **self.context,
         }
         lists = {
             name: pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
@@ -96,13 +102,14 @@ class Histories:
         """Reads what `to_bytes` wrote."""
         table = table_from_bytes(data)
         columns = {name: table.column(name).combine_chunks().flatten() for name in table.column_names}
-        lengths = columns["lengths"].to_numpy()
+        lengths = columns.pop("lengths").to_numpy()
         return Histories(
-            users=columns["users"],
+            users=columns.pop("users"),
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            items=columns["items"],
-            item_codes=columns["item_codes"].to_numpy().astype(np.int64),
-            timestamps=columns["timestamps"].to_numpy(),
+            items=columns.pop("items"),
+            item_codes=columns.pop("item_codes").to_numpy().astype(np.int64),
+            timestamps=columns.pop("timestamps").to_numpy(),
+            context=columns,
         )
 
 
@@ -114,7 +121,7 @@ def build_histories(events: pa.Table) -> Histories:
 
     Args:
         events: Columns `user` and `item` (large_binary), `timestamp` (int64) and, to break ties,
-            `row` (int64). Without `row` ties are broken by item id.
+            `row` (int64). Without `row` ties are broken by item id. What else there is becomes the context.
     """
     users, user_codes = _ordered_codes(events.column("user"))
     items, item_codes = _ordered_codes(events.column("item"))
@@ -122,12 +129,14 @@ def build_histories(events: pa.Table) -> Histories:
     ties = events.column("row").to_numpy() if "row" in events.column_names else item_codes
     order = np.lexsort((ties, timestamps, user_codes))
     lengths = np.bincount(user_codes, minlength=len(users))
+    context = [name for name in events.column_names if name not in _EVENT_COLUMNS]
     return Histories(
         users=users,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items=items,
         item_codes=item_codes[order],
         timestamps=timestamps[order],
+        context={name: events.column(name).combine_chunks().take(pa.array(order)) for name in context},
     )
 
 

@@ -26,7 +26,7 @@ class ReadInteractions(beam.DoFn):
     def process(self, path: str) -> Iterator[Any]:
         columns, rules = self.request.data.columns, self.request.data.cleaning
         for batch in read_examples([path]):
-            result = cleaning.clean_rows(batch, columns, rules)
+            result = cleaning.clean_rows(batch, columns, rules, self.request.context)
             facts = {
                 "interactions_in": batch.num_rows,
                 "dropped": result.dropped,

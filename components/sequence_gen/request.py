@@ -8,6 +8,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from components.config import DataConfig
 from components.sequence_gen.catalogue import feature_columns
+from components.sequence_gen.context import ContextColumn, context_columns
 from models.config import FeatureSpec
 
 # Sequences hold short ids; level 4 is 3 % larger than level 6 in half the time.
@@ -52,6 +53,11 @@ class SequenceRequest:
     def user_columns(self) -> dict[str, str]:
         """Raw keys and source columns of user features."""
         return feature_columns(self.features, "query")
+
+    @property
+    def context(self) -> tuple[ContextColumn, ...]:
+        """Columns of the interactions that context features read."""
+        return context_columns(self.features)
 
     def shard_path(self, split: str, shard: int, num_shards: int) -> str:
         """Path of one output shard."""

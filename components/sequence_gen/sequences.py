@@ -8,6 +8,7 @@ import pyarrow as pa
 from components.sequence_gen.catalogue import as_lists, look_up
 from components.sequence_gen.histories import BoolArray, Histories, IntArray
 from components.sequence_gen.splits import Split
+from models.config import history_key
 
 SEQUENCE_SPLITS = ("train", "validation", "test", "all")
 
@@ -26,8 +27,9 @@ def sequence_batch(
 
     Returns:
         `user_id`, `history`, `history_timestamps`, for validation and test `targets` and
-        `target_timestamps`, and the user features; users without history (train) or without
-        targets (validation, test) are left out.
+        `target_timestamps`, the user features, and the context: `history_context_…` of every event of the
+        history, `context_…` of the first target, which is the request to answer. Users without history (train) or
+        without targets (validation, test) are left out.
     """
     targets: BoolArray | None = None
     if split_name == "train":
@@ -43,8 +45,15 @@ def sequence_batch(
     user_ids = histories.users.filter(pa.array(chosen))
     arrays = {"user_id": as_lists(user_ids)}
     arrays |= _event_lists(histories, in_history, chosen, "history", "history_timestamps")
+    arrays |= {
+        history_key(key): pa.LargeListArray.from_arrays(arrays["history"].offsets, values.filter(pa.array(in_history)))
+        for key, values in histories.context.items()
+    }
     if targets is not None:
         arrays |= _event_lists(histories, targets, chosen, "targets", "target_timestamps")
+        counts = _count(histories, targets)[chosen]
+        firsts = np.flatnonzero(targets)[np.cumsum(counts) - counts]
+        arrays |= {key: as_lists(values.take(pa.array(firsts))) for key, values in histories.context.items()}
     if columns and users.num_rows:
         arrays |= look_up(user_ids, users, "user_id", columns)
     return pa.RecordBatch.from_pydict(arrays)

@@ -12,9 +12,10 @@ from components.config import DataConfig
 from components.errors import DataAnomalyError, InputError, MissingInputError
 from components.sequence_gen import catalogue
 from components.sequence_gen.cleaning import REASONS, ROW_ORDER_COLUMN
+from components.sequence_gen.context import context_columns
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import TIE_BREAK_BY_ITEM, TIE_BREAK_BY_ROW
-from models.config import FeatureSpec
+from models.config import FeatureSpec, history_key
 
 SCHEMA_VERSION = 1
 
@@ -70,7 +71,8 @@ def _check_columns(facts: Facts, data: DataConfig, features: Sequence[FeatureSpe
                 f"interactions: no row has a value in column {column!r}; {hint}it has {', '.join(present)}. "
                 "Name the column in [data.columns] of the preset or in the file"
             )
-    problems: list[str] = []
+    wanted = [context.column for context in context_columns(features)]
+    problems = catalogue.describe_missing_columns(wanted, present, "interactions")
     for tower, table in (("candidate", "item"), ("query", "user")):
         wanted = list(catalogue.feature_columns(features, tower).values())
         problems += catalogue.describe_missing_columns(wanted, facts.get(f"{table}_columns", []), f"{table}s")
@@ -160,7 +162,12 @@ def build_schema(facts: Facts, features: Sequence[FeatureSpec], title: str) -> s
     }
     if title in facts["item_types"]:
         types[f"item_{title}"] = _schema_type(facts["item_types"][title])
+    for context in context_columns(features):
+        for name in (context.key, history_key(context.key)):
+            types[name] = _schema_type(str(context.arrow_type))
     for feature in features:
+        if feature.tower == "context":
+            continue
         if feature.tower == "candidate":
             seen = facts["item_types"][feature.source_column]
         else:

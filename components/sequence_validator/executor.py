@@ -46,7 +46,7 @@ class Executor(base_executor.BaseExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         config = ValidationConfig.model_validate_json(exec_properties["validation"])
         features = TypeAdapter(tuple[FeatureSpec, ...]).validate_json(exec_properties["features"])
-        queries = tuple(feature for feature in features if feature.tower == "query")
+        queries = tuple(feature for feature in features if feature.tower != "candidate")
         sequences = artifact_utils.get_single_instance(input_dict["sequences"])
         record = validate_sequences(sequences.uri, exec_properties["protocol"], queries, config)
         anomalies = artifact_utils.get_single_instance(output_dict["anomalies"])
@@ -67,32 +67,36 @@ def validate_sequences(
     Args:
         uri: Of SequenceGen's examples.
         protocol: Of the split.
-        features: Of the query tower.
+        features: Of users and requests. Contexts are compared with a log of requests alone: those of the test split
+            come later than those of training, which is drift and no skew, as are times at any rate.
         config: Thresholds, and the log of requests.
 
     Returns:
         `checks` and `skew`, plain records with verdicts.
     """
-    kinds = _KINDS | {feature.raw_name: _FEATURE_KINDS.get(feature.kind, "strings") for feature in features}
-    names = [feature.raw_name for feature in features]
+    contexts = [f for f in features if f.tower == "context" and f.kind != "timestamp" and config.serving_log]
+    features = [*(f for f in features if f.tower == "query"), *contexts]
+    kinds = _KINDS | {feature.learnt_name: _FEATURE_KINDS.get(feature.kind, "strings") for feature in features}
+    learnt = {feature.learnt_name: feature.raw_name for feature in features}
+    asked = {feature.raw_name: feature.raw_name for feature in features}
     counts, train, test = leakage.LeakageCounts(), TableSummary(), TableSummary()
     for shard in sorted(fileio.listdir(os.path.join(uri, "Split-train"))):
         newest: dict[bytes, int] = {}
         for records in _records(uri, "train", shard, kinds):
             newest |= leakage.newest_by_user(records)
             counts.add(leakage.train_facts(records))
-            train.add(skew.query_part(records, names))
+            train.add(skew.query_part(records, learnt))
         for split in ("validation", "test"):
             for records in _records(uri, split, shard, kinds | _TARGET_KINDS):
                 counts.add(leakage.count_leaks(split, records, newest))
                 if split == "test" and not config.serving_log:
-                    test.add(skew.query_part(records, names))
+                    test.add(skew.query_part(records, asked))
     checks = leakage.leakage_checks(counts, protocol, config)
     reference = "the test split"
     if config.serving_log:
         reference = f"the requests in {config.serving_log}"
         for records in read_queries(config.serving_log, features):
-            test.add(skew.query_part(records, names))
+            test.add(skew.query_part(records, asked))
     comparisons, unknown = skew.compare_queries(train, test, reference, config)
     return {
         "table": skew.TABLE,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
 from components.config import ValidationConfig
@@ -25,12 +26,12 @@ _TYPES = {
 }
 
 
-def query_part(records: pa.RecordBatch, features: Sequence[str]) -> pa.RecordBatch:
-    """What a query holds: `history`, its length, and the user features; empty lists as nulls.
+def query_part(records: pa.RecordBatch, features: Mapping[str, str]) -> pa.RecordBatch:
+    """What a query holds: `history`, its length, and features of user and request without missing values.
 
     Args:
         records: Lists; columns that are not there are left out.
-        features: Raw keys of the query tower's features.
+        features: Keys of the records, and the names under which their values are compared.
     """
     lengths = records.column("history").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     starts = np.arange(len(lengths) + 1, dtype=np.int64)
@@ -38,8 +39,25 @@ def query_part(records: pa.RecordBatch, features: Sequence[str]) -> pa.RecordBat
         "history": records.column("history"),
         HISTORY_LENGTH: pa.LargeListArray.from_arrays(pa.array(starts), pa.array(lengths.astype(np.int64))),
     }
-    columns |= {name: records.column(name) for name in features if name in records.schema.names}
+    columns |= {name: _known(records.column(key)) for key, name in features.items() if key in records.schema.names}
     return pa.RecordBatch.from_pydict(columns)
+
+
+def _known(lists: pa.Array) -> pa.Array:
+    """Lists without the values that stand for a missing one in a history's context: "" and NaN."""
+    values = lists.flatten()
+    if pa.types.is_floating(values.type):
+        known = pc.invert(pc.is_nan(values))
+    elif pa.types.is_large_binary(values.type) or pa.types.is_binary(values.type):
+        known = pc.not_equal(values, pa.scalar(b"", values.type))
+    else:
+        return lists
+    known = known.fill_null(False)
+    if pc.all(known).as_py() is not False:
+        return lists
+    ends = np.concatenate([[0], np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))])
+    before = np.concatenate([[0], np.cumsum(known.to_numpy(zero_copy_only=False))])
+    return pa.LargeListArray.from_arrays(pa.array(before[ends].astype(np.int64)), values.filter(known))
 
 
 def compare_queries(

@@ -80,7 +80,7 @@ def learn(
 def _shards(uri: str, specs: Sequence[FeatureSpec]) -> list[tuple[str, str]]:
     """Split and path of the files that have something to say."""
     splits = [_CATALOGUE, _ALL]
-    if any(spec.tower == "query" for spec in specs):
+    if any(spec.tower != "candidate" for spec in specs):
         splits.append(_TRAIN)
     folders = [(split, os.path.join(uri, f"Split-{split}")) for split in splits]
     return [(split, os.path.join(path, name)) for split, path in folders for name in sorted(fileio.listdir(path))]
@@ -94,13 +94,13 @@ def learn_shard(
     Args:
         shard: Its split (`catalogue`, `train` or `all`) and its path.
         schema: Of all keys.
-        specs: Features with a vocabulary, of both towers.
+        specs: Features with a vocabulary, of all towers.
         count_items: Whether the train events of items are wanted.
     """
     split, path = shard
-    tower = {_CATALOGUE: "candidate", _TRAIN: "query"}.get(split)
-    mine = [spec for spec in specs if spec.tower == tower]
-    keys = {spec.raw_name for spec in mine}
+    towers = {_CATALOGUE: ("candidate",), _TRAIN: ("query", "context")}.get(split, ())
+    mine = [spec for spec in specs if spec.tower in towers]
+    keys = {spec.learnt_name for spec in mine}
     keys |= {_CATALOGUE: {"item_id", "item_row"}, _ALL: {"user_id", "history_timestamps"}}.get(split, set())
     keys |= {"item_live", "item_train_events"} if split == _CATALOGUE and count_items else set()
     columns = schema_pb2.Schema(feature=[feature for feature in schema.feature if feature.name in keys])
@@ -110,9 +110,10 @@ def learn_shard(
 def _learn_batch(batch: pa.RecordBatch, split: str, specs: Sequence[FeatureSpec]) -> Learnt:
     learnt = Learnt()
     for spec in specs:
-        if spec.raw_name in batch.schema.names:
-            column = batch.column(spec.raw_name)
-            learnt.counts[vocabulary_filename(spec)] = count_values(column, feature_width(spec))
+        if spec.learnt_name in batch.schema.names:
+            column = batch.column(spec.learnt_name)
+            width = None if spec.tower == "context" else feature_width(spec)  # A context has a value for every event.
+            learnt.counts[vocabulary_filename(spec)] = count_values(column, width)
     if split == _CATALOGUE:
         ids, rows = batch.column("item_id").flatten(), batch.column("item_row").flatten()
         learnt.items.append(pa.table({"id": ids, "row": rows}))

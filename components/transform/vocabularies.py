@@ -51,18 +51,19 @@ class Vocabulary:
         }
 
 
-def count_values(column: pa.Array, width: int) -> Counter[bytes]:
+def count_values(column: pa.Array, width: int | None) -> Counter[bytes]:
     """Occurrences of the values that the graph looks up: of the first `width` of each record, no empty ones.
 
     Numbers count as the text that the graph makes of them.
 
     Args:
         column: List array.
-        width: Values of a record that are read.
+        width: Values of a record that are read; None = all.
     """
     if pa.types.is_null(column.type):
         return Counter()
-    values = pc.list_slice(column, 0, width).flatten().drop_null()
+    lists = column if width is None else pc.list_slice(column, 0, width)
+    values = lists.flatten().drop_null()
     counted = values.value_counts()
     pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
     return Counter({word: count for value, count in pairs if (word := _as_bytes(value)) and is_word(word)})

@@ -62,6 +62,10 @@ def student_config(teacher: TwoTowerConfig, student: Student, run: TwoTowerConfi
     shape, training, budget = teacher.model, teacher.training, run.compression
     if shape.time_gaps:
         raise CompressionError("a teacher's lists are made from histories without times, but this model has time_gaps")
+    if contexts := teacher.tower_features("context"):
+        raise CompressionError(
+            f"a teacher's lists are made from histories without a context, but this model reads {contexts[0].name!r}"
+        )
     too_large = [
         f"{name} {asked} of {have}"
         for name, asked, have in (

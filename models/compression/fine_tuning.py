@@ -104,8 +104,9 @@ class FineTuning:
 
 def _any_shape(model: TwoTowerModel, batch: dict[str, Any]) -> Any:
     """`train_step` of the model for batches of any size and length, traced once; returns the loss."""
-    signature = {
-        name: tf.TensorSpec([None, None] if name in PER_POSITION else [None, *values.shape[1:]], values.dtype)
-        for name, values in batch.items()
-    }
+    per_position = {*PER_POSITION, *(column.name for column in model.context_columns)}
+    signature = {}
+    for name, values in batch.items():
+        free = 2 if name in per_position else 1
+        signature[name] = tf.TensorSpec([None] * free + list(values.shape[free:]), values.dtype)
     return tf.function(lambda data: model.train_step(data)["loss"], input_signature=[signature], autograph=False)

@@ -38,6 +38,8 @@ AXES = {
     "wide_item_embedding": (".D",),
     "candidate_content": (".D", "D"),
     "query_content": (".D", "D"),
+    "context_scale": (".D",),
+    "context_shift": (".D",),
 }
 ENCODERS = ("transformer", "mean", "wide")
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.compression.errors import CompressionError
+from models.context import unknown_context
 from models.input_pipeline import Sequences, gather_padded
 from models.keras import tf
 from models.serving_graph.encoder import serving_encoder
@@ -27,8 +28,8 @@ from models.two_tower import TwoTowerModel
 def convert_query_tower(model: TwoTowerModel) -> bytes:
     """Converts the query tower, item table included.
 
-    The model's inputs are `rows` int32 `(1, max_history_length)` (left-padded with 0, newest last) and the transformed
-    query features; its output is the query vector float32 `(1, D)`.
+    The model's inputs are `rows` int32 `(1, max_history_length)` (left-padded with 0, newest last), the transformed
+    query features and contexts `(1, 1, width)`; its output is the query vector float32 `(1, D)`.
 
     Args:
         model: Trained.
@@ -56,6 +57,9 @@ def convert_query_tower(model: TwoTowerModel) -> bytes:
     for column in model.query_columns:
         dtype = tf.float32 if column.is_numeric else tf.int32
         specs[column.name] = tf.TensorSpec([1, column.width], dtype, name=column.name)
+    for column in model.context_columns:
+        dtype = tf.float32 if column.is_numeric else tf.int32
+        specs[column.name] = tf.TensorSpec([1, 1, column.width], dtype, name=column.name)
     concrete = tf.function(query_tower, autograph=False).get_concrete_function(**specs)
     holder = tf.Module()
     holder.variables_of_encoder = encoder.variables
@@ -75,14 +79,15 @@ def write_query_tower(path: str | Path, model: TwoTowerModel) -> None:
 
 
 def query_inputs(model: TwoTowerModel, sequences: Sequences) -> Iterator[dict[str, NDArray]]:
-    """Inputs of the converted model for each history that holds an item, with one row each."""
+    """Inputs of the converted model for each history that holds an item, with one row each; contexts are not known."""
     length = model.config.model.max_history_length
     values, splits = sequences.rows.values, sequences.rows.splits
     for number in np.flatnonzero(np.diff(splits) > 0):
         end = splits[number + 1 : number + 2]
         rows = gather_padded(values, np.maximum(splits[number : number + 1], end - length), end, length)
         features = {c.name: sequences.features[c.name][number : number + 1] for c in model.query_columns}
-        yield {"rows": rows.astype(np.int32), **features}
+        contexts = {c.name: np.asarray(unknown_context(c, 1)) for c in model.context_columns}
+        yield {"rows": rows.astype(np.int32), **features, **contexts}
 
 
 class LiteQueryTower:

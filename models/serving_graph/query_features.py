@@ -1,4 +1,4 @@
-"""User features of the query tower: raw serving inputs through Transform's own graph."""
+"""Features of user and request: raw serving inputs through Transform's own graph."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MISSING_INT64 = np.iinfo(np.int64).min
 
 
 class QueryFeatures(tf.Module):
-    """Turns raw user features into the encoder's inputs with the graph that Transform wrote.
+    """Turns raw features of the user and the request into the encoder's inputs with the graph that Transform wrote.
 
     Serving inputs carry the feature's name and the dtype of the raw column, shape `(B,)`, or `(B, n)`
     for `multi_valued`. "", NaN and the smallest int64 stand for a missing value.
 
     Args:
-        specs: Features of the query tower, in the order of the preset.
+        specs: Features of users and requests, in the order of the preset.
         transform_graph_dir: Output of Transform; read only if there are features.
     """
 
@@ -76,8 +76,19 @@ class QueryFeatures(tf.Module):
             return {}
         from models.preprocessing import dense_features
 
-        transformed = self._transform({spec.raw_name: parsed[spec.raw_name] for spec in self._specs})
+        inputs = {spec.raw_name: parsed[spec.raw_name] for spec in self._specs}
+        # The graph transforms a context together with those of the history's events; here there are none of these.
+        inputs |= {spec.learnt_name: _none_of(inputs[spec.raw_name]) for spec in self._specs if spec.tower == "context"}
+        transformed = self._transform(inputs)
         return dense_features(transformed, [feature_column(spec) for spec in self._specs])
+
+
+def _none_of(sparse: tf.SparseTensor) -> tf.SparseTensor:
+    """No value, in a tensor of the same type and number of rows."""
+    nothing = tf.zeros([0, 2], tf.int64)
+    return tf.SparseTensor(
+        nothing, tf.zeros([0], sparse.dtype), tf.stack([sparse.dense_shape[0], tf.constant(0, tf.int64)])
+    )
 
 
 def _present_values(values: tf.Tensor) -> tf.SparseTensor:

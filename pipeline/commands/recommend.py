@@ -22,6 +22,7 @@ def recommend(
     *,
     user: str | None = None,
     history: Sequence[str] | None = None,
+    features: Sequence[str] = (),
     k: int = 10,
     model_name: str | None = None,
     items: Path | None = None,
@@ -32,6 +33,7 @@ def recommend(
         server: `HOST:PORT` of the gRPC API.
         user: A user of the training data; others get the fallback.
         history: Item ids, oldest first; used if there is no user.
+        features: `NAME=VALUE` of the user or the request, beside a history; what is not given is not known.
         k: Number of results.
         model_name: Name on the server; found by asking for the usual names when None.
         items: File to read titles from; the titles of the run in `runs/` when None.
@@ -41,6 +43,10 @@ def recommend(
     """
     if not 1 <= k <= MAX_RESULTS:
         raise InputError(f"-k {k}: must be from 1 to {MAX_RESULTS:,}")
+    if user is not None and features:
+        raise InputError(
+            f"--feature {features[0]}: a stored user's features are stored too; ask with --history to give some"
+        )
     _check_address(server)
     name = model_name or find_model_name(server)
     titles = read_titles(items) if items else titles_of_model(name)
@@ -49,7 +55,8 @@ def recommend(
             if user is not None:
                 answer = client.recommend_user(user, k)
             else:
-                answer = client.recommend(list(history or ()), k, features=client.missing_features())
+                known = given_features(features, client.missing_features())
+                answer = client.recommend(list(history or ()), k, features=known)
     except ModelNotFoundError as error:
         raise InputError(f"--server {server}: {error}; pass the name with --model_name") from None
     except RequestError as error:
@@ -57,6 +64,33 @@ def recommend(
     except ServingError as error:
         raise InputError(f"--server {server}: no answer ({error}); {_HINT}") from None
     print_answer(answer, titles)
+
+
+def given_features(texts: Sequence[str], missing: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of all features that a model takes.
+
+    Args:
+        texts: `NAME=VALUE`; the values of a list are separated by commas.
+        missing: By feature, the value that says "not known"; tells the type.
+
+    Raises:
+        InputError: No such feature, or a value of another type.
+    """
+    found = dict(missing)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in missing:
+            has = f"the model takes {', '.join(sorted(missing))}" if missing else "the model takes no feature"
+            raise InputError(f"--feature {text}: expected NAME=VALUE, and {has}")
+        like = missing[name]
+        first = like[0] if isinstance(like, list) else like
+        parts = value.split(",") if isinstance(like, list) else [value]
+        try:
+            values = parts if isinstance(first, str) else [type(first)(part) for part in parts]
+        except (ValueError, OverflowError):
+            raise InputError(f"--feature {text}: {name} is a number of type {type(first).__name__}") from None
+        found[name] = values if isinstance(like, list) else values[0]
+    return found
 
 
 def _check_address(server: str) -> None:

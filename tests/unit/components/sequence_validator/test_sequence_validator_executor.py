@@ -86,6 +86,27 @@ def test_a_request_log_is_the_serving_side(tmp_path: Path, splits: Any, write_se
     assert ("history", "L_INFTY") not in failed
 
 
+def test_contexts_of_requests_are_compared_with_those_that_training_learns_from(
+    tmp_path: Path, splits: Any, write_sequences: Callable[..., str]
+) -> None:
+    from test_skew import predict_log, write_log
+
+    device = FeatureSpec(name="device", kind="categorical", tower="context")
+    for record in splits["train"]:
+        record["history_context_device"] = ["app", ""]  # the second is not known and counts for nothing
+    for record in splits["test"]:
+        record["context_device"] = ["tv"]
+    uri = write_sequences(tmp_path / "sequences", splits)
+    # The test split's requests are later than training: another device there is no skew.
+    record = validate_sequences(uri, "leave_last_two_out", (device,), ValidationConfig())
+    assert not [row for row in record["skew"] if row["column"] == "context_device"]
+    requests = [predict_log(history=[[b"a", b"b"]], device=[name]) for name in (b"app", b"app", b"app", b"web")]
+    log = write_log(tmp_path / "requests.tfrecord", requests)
+    record = validate_sequences(uri, "leave_last_two_out", (device,), ValidationConfig(serving_log=str(log)))
+    shares = {(row["column"], row["measure"]): row["value"] for row in record["skew"]}
+    assert shares["context_device", "L_INFTY"] == pytest.approx(1 / 4)
+
+
 def test_a_broken_rule_raises_with_all_that_was_measured(
     tmp_path: Path, splits: Any, write_sequences: Callable[..., str]
 ) -> None:

@@ -97,7 +97,7 @@ def summary(histories: list[str], countries: list[str]) -> TableSummary:
         }
     )
     result = TableSummary()
-    result.add(query_part(batch, ["user_country"]))
+    result.add(query_part(batch, {"user_country": "user_country"}))
     return result
 
 
