@@ -1,4 +1,4 @@
-"""Slices of the test users: by history length, by popularity of the first target, by user features.
+"""Slices of the test users: by history length, by popularity of the first target, by features of user and request.
 
 Pure apart from the extractor at the end, which adds the derived columns to TFMA's batches.
 """
@@ -48,11 +48,11 @@ def popularity_buckets(train_events: npt.NDArray[np.int64]) -> npt.NDArray[np.ob
 
 
 def frequent_values(values: pa.Array, limit: int = MAX_FEATURE_VALUES) -> frozenset[bytes]:
-    """The `limit` most frequent values of a feature; all others share the slice `other`."""
+    """The `limit` most frequent values of a feature; all others share the slice `other`, "" is `missing`."""
     if len(values) == 0:
         return frozenset()
     counts = sorted(values.value_counts().to_pylist(), key=lambda row: (-row["counts"], row["values"]))
-    return frozenset(row["values"] for row in counts[:limit])
+    return frozenset([row["values"] for row in counts if row["values"]][:limit])
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SliceTables:
 
     Attributes:
         popularity_of: Bucket by item id.
-        feature_values: By raw name of a user feature: the values that have a slice of their own.
+        feature_values: By raw name of a feature of user or request: the values that have a slice of their own.
     """
 
     popularity_of: Mapping[bytes, bytes]
@@ -87,7 +87,7 @@ class SliceTables:
         }
         for name, kept in self.feature_values.items():
             values = features.get(name) or [()] * len(targets)
-            names = [MISSING if not len(v) else v[0] if v[0] in kept else OTHER for v in values]
+            names = [MISSING if not len(v) or not v[0] else v[0] if v[0] in kept else OTHER for v in values]
             columns[name] = np.array(names, dtype=object)
         return {name: column.reshape(-1, 1) for name, column in columns.items()}
 

@@ -24,16 +24,20 @@ def test_popularity_without_any_event_is_cold() -> None:
 def test_rare_values_share_a_slice() -> None:
     values = pa.array([b"uk", b"uk", b"fr", b"fr", b"de", b"es"])
     assert frequent_values(values, limit=3) == {b"uk", b"fr", b"de"}
+    assert frequent_values(pa.array([b"", b"", b"uk"]), limit=1) == {b"uk"}  # a context that is not known
 
 
 def test_slice_columns() -> None:
-    tables = SliceTables({b"a": b"head", b"b": b"tail"}, {"user_country": frozenset({b"uk"})})
+    tables = SliceTables(
+        {b"a": b"head", b"b": b"tail"}, {"user_country": frozenset({b"uk"}), "context_device": frozenset({b"app"})}
+    )
     columns = tables.slice_columns(
         np.array([3, 60, 10, 0]),
         [[b"b", b"a"], [b"a"], [b"new"], []],
-        {"user_country": [[b"uk"], [b"fr"], [], [b"uk", b"fr"]]},
+        {"user_country": [[b"uk"], [b"fr"], [], [b"uk", b"fr"]], "context_device": [[b"app"], [b""], [b"tv"], []]},
     )
     assert columns["history_length"].ravel().tolist() == [b"0-9", b"50-199", b"10-49", b"0-9"]
     assert columns["target_popularity"].ravel().tolist() == [b"tail", b"head", b"cold", b"cold"]
     assert columns["user_country"].ravel().tolist() == [b"uk", b"other", b"missing", b"uk"]
+    assert columns["context_device"].ravel().tolist() == [b"app", b"missing", b"other", b"missing"]
     assert all(column.shape == (4, 1) for column in columns.values())
