@@ -35,6 +35,11 @@ BASELINE_SETTINGS = {"movielens_1m_time": (800.0, 200, 20.0), "online_retail": (
 GENRES = '{name="genres", kind="multi_valued", tower="candidate"}'
 TITLE = '{name="title_words", column="title", kind="text", tower="candidate", vocabulary_size=4000}'
 YEAR = '{name="year", kind="numeric", tower="candidate"}'
+USER = (
+    '{name="age", kind="numeric", tower="query"},{name="gender", kind="categorical", tower="query"},'
+    '{name="occupation", kind="categorical", tower="query"}'
+)
+ASKED_AT = '{name="asked_at", column="timestamp", kind="timestamp", tower="context"}'
 LEARNED = "model.positions=learned"
 ABLATIONS: dict[str, dict[str, list[str]]] = {
     "losses": {
@@ -57,6 +62,9 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "ids (preset)": [],
         "ids, genres": [f"features=[{GENRES}]"],
         "ids, genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]"],
+        "ids, age, gender and occupation": [f"features=[{USER}]"],
+        "ids, hour and weekday of the request": [f"features=[{ASKED_AT}]"],
+        "ids, time gaps": ["model.time_gaps=true"],
         "genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]", "model.use_item_ids=false"],
     },
     "start": {"co-occurrence (preset)": [], "random": ["training.item_initialization=random"]},
@@ -83,6 +91,7 @@ def main() -> int:
         if name == "ablation":
             command.add_argument("--table", choices=sorted(ABLATIONS), required=True)
             command.add_argument("--epochs", type=int, default=3, help="shortened training, alike for all rows")
+            command.add_argument("--row", default="", help="only the rows whose name begins like this")
     arguments = parser.parse_args()
     arguments.function(arguments)
     return 0
@@ -127,6 +136,8 @@ def ablation(arguments: argparse.Namespace) -> None:
     split = make_split(arguments, "leave-one-out")
     rows = {}
     for name, overrides in ABLATIONS[arguments.table].items():
+        if not name.startswith(arguments.row):
+            continue
         label = "".join(letter if letter.isalnum() else "_" for letter in name)
         shortened = [*arguments.set, f"training.epochs={arguments.epochs}", "training.max_train_seconds=0"]
         shortened += ["compression.variants=[]", "evaluation.min_ndcg_over_popularity=0", *overrides]  # weak rows too
