@@ -16,7 +16,7 @@ UNTAUGHT_LOSSES = ("gbce", "least_squares")
 # Serving inputs that are no features.
 RESERVED_INPUTS = ("history", "exclude", "k", "history_timestamps", "user_id", "examples", "item_ids")
 # Kinds with one value of fixed width an event.
-CONTEXT_KINDS = ("categorical", "numeric", "timestamp")
+CONTEXT_KINDS = ("categorical", "numeric", "timestamp", "elapsed")
 _RAW_PREFIX = {"candidate": "item", "query": "user", "context": "context"}
 
 
@@ -38,9 +38,10 @@ class FeatureSpec(Record):
         name: Name of the feature, also the name of the serving input unless `tower` is `candidate`.
         kind: How it is transformed: `categorical` (one value, vocabulary), `multi_valued` (a list,
             vocabulary), `numeric`, `timestamp` (seconds; hour, weekday and, but for a context, recency), `text`
-            (word n-grams, hashed).
+            (word n-grams, hashed), `elapsed` (of a context: seconds since the newest event of the history, in
+            logarithmic buckets; SequenceGen takes them from the times of the events).
         tower: Which tower reads it. A `context` is what is known when the request is made: device, page, hour. It
-            is learnt from the events, each of which answered a request; `categorical`, `numeric` or `timestamp`.
+            is learnt from the events, each of which answered a request.
         column: Column of `items.*`, `users.*` or, of a context, `interactions.*`; the name when empty.
         embedding_dim: Width of each embedding vector.
         vocabulary_size: Largest vocabulary, or number of hash buckets for `text`.
@@ -53,7 +54,7 @@ class FeatureSpec(Record):
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    kind: Literal["categorical", "multi_valued", "numeric", "timestamp", "text"]
+    kind: Literal["categorical", "multi_valued", "numeric", "timestamp", "text", "elapsed"]
     tower: Literal["candidate", "query", "context"]
     column: str = ""
     embedding_dim: int = Field(16, ge=1, le=1024)
@@ -71,6 +72,11 @@ class FeatureSpec(Record):
             raise ValueError(
                 f"feature {self.name!r} is a context, which has one value a request, but kind = {self.kind!r}; choose "
                 f"one of {', '.join(CONTEXT_KINDS)}"
+            )
+        if self.kind == "elapsed" and (self.tower != "context" or self.column):
+            raise ValueError(
+                f"feature {self.name!r}: kind = 'elapsed' is the time since the newest event of the history, a context "
+                "without a column; set tower = 'context' and leave `column` out"
             )
         if self.tower != "candidate" and self.name in RESERVED_INPUTS:
             raise ValueError(

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.config import FeatureSpec, TwoTowerConfig
 
 HOURS = 24
@@ -18,6 +20,9 @@ RECENCY_BUCKETS = 16
 TIMESTAMP_PARTS = 3
 # A request is made now, so a context has no age: hour and weekday.
 CONTEXT_TIMESTAMP_PARTS = 2
+# Seconds between two events: bucket 1 is the same second, 2 + n from 2ⁿ seconds to less than 2ⁿ⁺¹, the last all longer.
+ELAPSED_BOUNDS = 2 ** np.arange(29, dtype=np.int64)  # the last is 8.5 years
+ELAPSED_BUCKETS = len(ELAPSED_BOUNDS) + 1
 # Name of the vocabulary of user ids: line n (from 0) is the user of row n + 1.
 USER_VOCABULARY = "users"
 # Name of the vocabulary of item ids, in which line n is the item of row n + 1 too.
@@ -85,6 +90,8 @@ def feature_column(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int] | None
         num_ids = spec.vocabulary_size
     elif spec.kind == "timestamp":
         num_ids = HOURS + WEEKDAYS + (0 if spec.tower == "context" else RECENCY_BUCKETS)
+    elif spec.kind == "elapsed":
+        num_ids = ELAPSED_BUCKETS
     else:
         num_ids = spec.num_buckets
     return FeatureColumn(spec.transformed_name, feature_width(spec), num_ids + 1, spec.embedding_dim)
@@ -115,6 +122,8 @@ def recency_bucket(age_days: float) -> int:
 
 
 __all__ = [
+    "ELAPSED_BOUNDS",
+    "ELAPSED_BUCKETS",
     "HOURS",
     "ITEM_EMBEDDING_ROW",
     "ITEM_EMBEDDING_VOCABULARY",

@@ -23,6 +23,7 @@ from models.features import (
     vocabulary_filename,
 )
 from models.keras import tf
+from models.time_gaps import elapsed_buckets
 
 # isort: split
 import tensorflow_transform as tft
@@ -206,6 +207,11 @@ def transform_timestamp(values: Any, spec: FeatureSpec, inputs: Inputs, folder: 
     )
 
 
+def transform_elapsed(values: Any, spec: FeatureSpec, inputs: Inputs, folder: str) -> Any:
+    """Elapsed seconds: logarithmic buckets from 1."""
+    return with_values(values, tf.cast(elapsed_buckets(values.values), tf.int64))
+
+
 def transform_context(spec: FeatureSpec, inputs: Inputs, folder: str) -> dict[str, Any]:
     """Context of every event of the history and of the request: each value transformed as if it were a record.
 
@@ -286,6 +292,7 @@ TRANSFORMS: Mapping[str, Callable[[Any, FeatureSpec, Inputs, str], Any]] = {
     "numeric": transform_numeric,
     "timestamp": transform_timestamp,
     "text": transform_text,
+    "elapsed": transform_elapsed,
 }
 
 __all__ = ["TRANSFORMS", "dense_features", "preprocessing_fn"]

@@ -1,6 +1,6 @@
 """Time between neighbouring events of a history, as logarithmic buckets that the history encoder reads.
 
-Bucket 0 is "not known", 1 the same second, 2 + n from 2ⁿ seconds to less than 2ⁿ⁺¹; the last holds all longer gaps.
+Bucket 0 is "not known", the others are those of `models.features.ELAPSED_BOUNDS`.
 Training, validation and serving share these bounds. Buckets of time differences follow HSTU (Zhai et al., ICML 2024);
 that the time since the item before tells sessions apart is used by TiSASRec (Li et al., WSDM 2020).
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.features import ELAPSED_BOUNDS, ELAPSED_BUCKETS
 from models.keras import keras, tf
 
 # The encoder's input, and the key of the event values that training and validation batches hand on.
@@ -19,8 +20,7 @@ HISTORY_GAPS = "history_gaps"
 # The serving input and the key of raw and transformed examples.
 HISTORY_TIMESTAMPS = "history_timestamps"
 MISSING_TIME = np.iinfo(np.int64).min
-BOUNDS = 2 ** np.arange(29, dtype=np.int64)  # seconds; the last is 8.5 years
-NUM_BUCKETS = len(BOUNDS) + 2
+NUM_BUCKETS = ELAPSED_BUCKETS + 1
 HIDDEN_SHARE = 0.1  # of the training histories, whose gaps are hidden so that "not known" is learnt too
 
 
@@ -39,7 +39,7 @@ def gap_buckets(timestamps: NDArray[np.int64], splits: NDArray[np.int64]) -> NDA
     before = np.concatenate([[MISSING_TIME], timestamps[:-1]])
     known = (timestamps != MISSING_TIME) & (before != MISSING_TIME)
     gaps = np.where(known, timestamps, 0) - np.where(known, before, 0)
-    buckets = np.where(known, 1 + np.searchsorted(BOUNDS, gaps, side="right"), 0).astype(np.int32)
+    buckets = np.where(known, 1 + np.searchsorted(ELAPSED_BOUNDS, gaps, side="right"), 0).astype(np.int32)
     firsts = splits[:-1]
     buckets[firsts[firsts < len(buckets)]] = 0
     return buckets
@@ -50,8 +50,13 @@ def served_gap_buckets(timestamps: Any) -> Any:
     before = tf.pad(timestamps[:, :-1], [[0, 0], [1, 0]], constant_values=MISSING_TIME)
     known = tf.logical_and(timestamps != MISSING_TIME, before != MISSING_TIME)
     gaps = tf.where(known, timestamps, 0) - tf.where(known, before, 0)
-    places = tf.searchsorted(tf.constant(BOUNDS), tf.reshape(gaps, [-1]), side="right")
-    return tf.where(known, 1 + tf.reshape(places, tf.shape(gaps)), 0)
+    buckets = tf.reshape(elapsed_buckets(tf.reshape(gaps, [-1])), tf.shape(gaps))
+    return tf.where(known, buckets, 0)
+
+
+def elapsed_buckets(seconds: Any) -> Any:
+    """Buckets int32 `(n,)` from 1 of seconds int64 `(n,)`."""
+    return 1 + tf.searchsorted(tf.constant(ELAPSED_BOUNDS), seconds, side="right")
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -90,6 +95,7 @@ __all__ = [
     "MISSING_TIME",
     "NUM_BUCKETS",
     "KnownGaps",
+    "elapsed_buckets",
     "gap_buckets",
     "served_gap_buckets",
 ]

@@ -17,6 +17,7 @@ Kind = Literal["id", "string", "strings", "number", "seconds"]
 TABLES: tuple[Table, ...] = ("interactions", "items", "users")
 ROW_COLUMN = "_row"
 
+# Kinds that are read from a column.
 _KIND_OF_FEATURE: dict[str, Kind] = {
     "categorical": "string",
     "text": "string",
@@ -74,7 +75,8 @@ def table_columns(table: Table, config: DataConfig, features: Iterable[FeatureSp
 
 
 def _of_features(features: Iterable[FeatureSpec], tower: str) -> list[Column]:
-    return [Column(f.source_column, _KIND_OF_FEATURE[f.kind]) for f in features if f.tower == tower]
+    own = (feature for feature in features if feature.tower == tower and feature.kind in _KIND_OF_FEATURE)
+    return [Column(feature.source_column, _KIND_OF_FEATURE[feature.kind]) for feature in own]
 
 
 def _merged(table: Table, columns: Sequence[Column]) -> tuple[Column, ...]:

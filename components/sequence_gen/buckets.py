@@ -13,6 +13,7 @@ from apache_beam.pvalue import TaggedOutput
 from components.arrow_example_gen.encoding import example_batches
 from components.arrow_example_gen.record_files import write_records
 from components.sequence_gen import catalogue, cleaning, sequences, splits
+from components.sequence_gen.context import elapsed_keys
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import (
     Histories,
@@ -103,7 +104,9 @@ class WriteBucket(beam.DoFn):
         if users_bytes:
             users, repeated = catalogue.drop_repeated_ids(table_from_bytes(users_bytes), "user_id")
         for name in sequences.SEQUENCE_SPLITS:
-            batch = sequences.sequence_batch(name, histories, split, users, self.request.user_columns)
+            batch = sequences.sequence_batch(
+                name, histories, split, users, self.request.user_columns, elapsed_keys(self.request.features)
+            )
             self._write(name, bucket, example_batches(batch))
         facts: Facts = {
             "dropped": dropped,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from components.sequence_gen.histories import Histories, IntArray
 from models.config import FeatureSpec
+
+_NOT_KNOWN = np.iinfo(np.int64).min
 
 # Arrow type and the value that stands for a missing one, by kind of the feature. A list of a tf.Example has no nulls.
 _TYPES: dict[str, tuple[pa.DataType, Any]] = {
     "categorical": (pa.large_binary(), b""),
     "numeric": (pa.float32(), float("nan")),
-    "timestamp": (pa.int64(), np.iinfo(np.int64).min),
+    "timestamp": (pa.int64(), _NOT_KNOWN),
 }
 
 
@@ -45,5 +48,33 @@ class ContextColumn:
 
 def context_columns(features: Iterable[FeatureSpec]) -> tuple[ContextColumn, ...]:
     """The columns that the context features of a preset read, each once."""
-    found = {f.raw_name: ContextColumn(f.raw_name, f.source_column, f.kind) for f in features if f.tower == "context"}
+    own = [feature for feature in features if feature.tower == "context" and feature.kind != "elapsed"]
+    found = {feature.raw_name: ContextColumn(feature.raw_name, feature.source_column, feature.kind) for feature in own}
     return tuple(found.values())
+
+
+def elapsed_keys(features: Iterable[FeatureSpec]) -> tuple[str, ...]:
+    """Keys of the features that hold the time since the event before."""
+    return tuple(feature.raw_name for feature in features if feature.kind == "elapsed")
+
+
+def with_elapsed(histories: Histories, keys: Iterable[str]) -> Mapping[str, pa.Array]:
+    """The context of every event, with the seconds since its user's event before under `keys`."""
+    seconds = np.diff(histories.timestamps, prepend=np.int64(0))
+    seconds[histories.offsets[:-1]] = _NOT_KNOWN
+    return {**histories.context, **dict.fromkeys(keys, pa.array(seconds))}
+
+
+def elapsed_until(histories: Histories, lengths: IntArray, requests: IntArray) -> IntArray:
+    """Seconds from the newest event of each history to the event that is asked for.
+
+    Args:
+        histories: Of a group of users.
+        lengths: Events of each user that its history holds `[U]`.
+        requests: One event of each user to answer `[R]`, as index into the events.
+    """
+    users = histories.user_codes[requests]
+    newest = histories.offsets[users] + lengths[users] - 1
+    known = lengths[users] > 0
+    seconds = histories.timestamps[requests] - histories.timestamps[np.maximum(newest, 0)]
+    return np.where(known, seconds, _NOT_KNOWN)

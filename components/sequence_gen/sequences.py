@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
 from components.sequence_gen.catalogue import as_lists, look_up
+from components.sequence_gen.context import elapsed_until, with_elapsed
 from components.sequence_gen.histories import BoolArray, Histories, IntArray
 from components.sequence_gen.splits import Split
 from models.config import history_key
@@ -14,7 +17,12 @@ SEQUENCE_SPLITS = ("train", "validation", "test", "all")
 
 
 def sequence_batch(
-    split_name: str, histories: Histories, split: Split, users: pa.Table, columns: dict[str, str]
+    split_name: str,
+    histories: Histories,
+    split: Split,
+    users: pa.Table,
+    columns: dict[str, str],
+    elapsed: Sequence[str] = (),
 ) -> pa.RecordBatch:
     """Examples of one split for a group of users.
 
@@ -24,6 +32,7 @@ def sequence_batch(
         split: Its parts.
         users: Column `user_id` and feature columns as lists, ids distinct; may be empty.
         columns: Raw keys and source columns of user features.
+        elapsed: Raw keys of the time since the event before.
 
     Returns:
         `user_id`, `history`, `history_timestamps`, for validation and test `targets` and
@@ -47,13 +56,15 @@ def sequence_batch(
     arrays |= _event_lists(histories, in_history, chosen, "history", "history_timestamps")
     arrays |= {
         history_key(key): pa.LargeListArray.from_arrays(arrays["history"].offsets, values.filter(pa.array(in_history)))
-        for key, values in histories.context.items()
+        for key, values in with_elapsed(histories, elapsed).items()
     }
     if targets is not None:
         arrays |= _event_lists(histories, targets, chosen, "targets", "target_timestamps")
         counts = _count(histories, targets)[chosen]
         firsts = np.flatnonzero(targets)[np.cumsum(counts) - counts]
         arrays |= {key: as_lists(values.take(pa.array(firsts))) for key, values in histories.context.items()}
+        seconds = pa.array(elapsed_until(histories, lengths, firsts))
+        arrays |= {key: as_lists(seconds) for key in elapsed}
     if columns and users.num_rows:
         arrays |= look_up(user_ids, users, "user_id", columns)
     return pa.RecordBatch.from_pydict(arrays)

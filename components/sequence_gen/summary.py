@@ -12,7 +12,7 @@ from components.config import DataConfig
 from components.errors import DataAnomalyError, InputError, MissingInputError
 from components.sequence_gen import catalogue
 from components.sequence_gen.cleaning import REASONS, ROW_ORDER_COLUMN
-from components.sequence_gen.context import context_columns
+from components.sequence_gen.context import context_columns, elapsed_keys
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import TIE_BREAK_BY_ITEM, TIE_BREAK_BY_ROW
 from models.config import FeatureSpec, history_key
@@ -165,6 +165,8 @@ def build_schema(facts: Facts, features: Sequence[FeatureSpec], title: str) -> s
     for context in context_columns(features):
         for name in (context.key, history_key(context.key)):
             types[name] = _schema_type(str(context.arrow_type))
+    for key in elapsed_keys(features):
+        types |= {key: schema_pb2.INT, history_key(key): schema_pb2.INT}
     for feature in features:
         if feature.tower == "context":
             continue

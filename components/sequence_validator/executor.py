@@ -25,7 +25,7 @@ from models.config import FeatureSpec
 
 _KINDS = {"user_id": "id", "history": "strings", "history_timestamps": "seconds"}
 _TARGET_KINDS = {"targets": "strings", "target_timestamps": "seconds"}
-_FEATURE_KINDS = {"numeric": "number", "timestamp": "seconds"}
+_FEATURE_KINDS = {"numeric": "number", "timestamp": "seconds", "elapsed": "seconds"}
 _BATCH_RECORDS = 8192
 
 

@@ -21,6 +21,7 @@ from models.config import FeatureSpec, TwoTowerConfig
 DEVICE = FeatureSpec(name="device", kind="categorical", tower="context")
 SPEED = FeatureSpec(name="speed", kind="numeric", tower="context")
 HOUR = FeatureSpec(name="hour", kind="timestamp", tower="context", column="timestamp")
+IDLE = FeatureSpec(name="idle", kind="elapsed", tower="context")
 MISSING = np.iinfo(np.int64).min
 
 
@@ -57,6 +58,7 @@ def test_two_features_of_one_column_read_it_once():
     read = table_columns("interactions", DataConfig(), [DEVICE, SPEED, HOUR, *FEATURES])
     assert Column("device", "string") in read and Column("speed", "number") in read
     assert [column.name for column in read].count("timestamp") == 1
+    assert table_columns("interactions", DataConfig(), [IDLE]) == table_columns("interactions", DataConfig(), [])
     assert all(column.name != "device" for column in table_columns("users", DataConfig(), [DEVICE]))
 
 
@@ -97,6 +99,37 @@ def test_several_targets_are_one_request_that_of_the_first(tmp_path):
     test = records(tmp_path, "test")[b"a"]
     assert len(test["targets"]) > 1
     assert test["context_device"] == [b"d%d" % len(test["history"])]
+
+
+def test_the_time_since_the_event_before_is_counted_among_what_is_kept(tmp_path):
+    rows = [
+        ("a", "x", 10),
+        ("a", "y", 10),
+        ("a", "z", 17),
+        ("a", "w", 117),
+        ("b", "x", 5),
+        ("b", "x", 6),
+        ("b", "y", 9),
+    ]
+    rows += [("b", "z", 20)]
+    data = DataConfig(split=SPLIT, cleaning=CleaningConfig(repeats="earliest"))
+    generate(tmp_path, data, log=log_columns(rows), features=(IDLE,))
+    everything = records(tmp_path, "all")
+    assert everything[b"a"]["history_context_idle"] == [MISSING, 0, 7, 100]
+    assert everything[b"b"]["history_context_idle"] == [MISSING, 4, 11]  # the second x went before
+    validation, test = records(tmp_path, "validation")[b"a"], records(tmp_path, "test")[b"a"]
+    assert (validation["history_context_idle"], validation["context_idle"]) == ([MISSING, 0], [7])
+    assert test["context_idle"] == [100]
+
+
+def test_the_time_to_a_request_is_that_since_the_history_that_is_read(tmp_path):
+    """Targets are new items; a repeated one between history and target is in neither."""
+    rows = [("a", "x", 0), ("a", "y", 10), ("a", "x", 60), ("a", "z", 100)]
+    rows += [("b", item, 5 * n) for n, item in enumerate("xyzwvuts")]
+    split = SPLIT.model_copy(update={"protocol": "global_time", "quantile": 0.7})
+    generate(tmp_path, DataConfig(split=split), log=log_columns(rows), features=(IDLE,))
+    test = records(tmp_path, "test")[b"a"]
+    assert (test["history_timestamps"], test["target_timestamps"], test["context_idle"]) == ([0, 10], [100], [90])
 
 
 def test_gaps_in_the_column_are_kept_in_place(tmp_path, log):
@@ -147,6 +180,8 @@ def test_one_column_has_one_kind():
 def test_what_no_request_can_have_is_refused():
     with pytest.raises(ValidationError, match="one value a request, but kind = 'text'"):
         FeatureSpec(name="search", kind="text", tower="context")
+    with pytest.raises(ValidationError, match="set tower = 'context' and leave `column` out"):
+        FeatureSpec(name="idle", kind="elapsed", tower="query")
     with pytest.raises(ValidationError, match="input of `recommend`, which has one of that name"):
         FeatureSpec(name="history", kind="categorical", tower="context")
     with pytest.raises(ValidationError, match="for the towers query and context"):

@@ -44,13 +44,14 @@ FEATURES = (
     FeatureSpec(name="device", kind="categorical", tower="context", embedding_dim=4),
     FeatureSpec(name="hour", kind="timestamp", tower="context", column="asked", embedding_dim=4),
     FeatureSpec(name="speed", kind="numeric", tower="context"),
+    FeatureSpec(name="idle", kind="elapsed", tower="context", embedding_dim=4),
 )
 ITEMS = ["a", "b", "c", "d"]
 OF_DEVICE = {"app": ["a", "b"], "web": ["c", "d"]}
 KINDS = {"BYTES": ("item_id", "user_id", "history", "targets", "context_device", "history_context_device"),
          "FLOAT": ("context_speed", "history_context_speed"),
          "INT": ("item_row", "item_live", "item_train_events", "history_timestamps", "target_timestamps",
-                 "context_asked", "history_context_asked")}  # fmt: skip
+                 "context_asked", "history_context_asked", "context_idle", "history_context_idle")}  # fmt: skip
 
 
 def config(**changes: Any) -> TwoTowerConfig:
@@ -86,11 +87,15 @@ def raw_records() -> dict[str, list[dict[str, list[Any]]]]:
         base = {"user_id": [f"u{user:02}"], "history": items[:5], "history_timestamps": list(range(5))}
         base |= {"history_context_device": devices[:5], "history_context_asked": times[:5]}
         base |= {"history_context_speed": speeds[:5]}
+        idle = [MISSING, 0, 1, 3, 4000, 10**12]
+        base |= {"history_context_idle": idle[:5]}
         asked = {"context_device": devices[5:], "context_asked": times[5:], "context_speed": speeds[5:]}
+        asked |= {"context_idle": idle[5:]}
         splits["train"].append(base)
         splits["validation"].append(base | {"targets": items[5:], "target_timestamps": [9]} | asked)
         whole = {"history": items, "history_timestamps": list(range(6)), "history_context_device": devices}
-        splits["all"].append(base | whole | {"history_context_asked": times, "history_context_speed": speeds})
+        whole |= {"history_context_asked": times, "history_context_speed": speeds, "history_context_idle": idle}
+        splits["all"].append(base | whole)
     return splits
 
 
@@ -187,6 +192,9 @@ def test_values_of_events_and_requests_by_hand(data: TrainingData) -> None:
     assert speeds[3] == 0  # missing = the mean
     wanted = (5 - values.mean()) / values.std()
     np.testing.assert_allclose(data.validation.features["context_speed"][:, 0, 0], wanted, rtol=1e-5)
+    # Not known, the same second, 1 s, 3 s = between 2^1 and 2^2, 4000 s = between 2^11 and 2^12, longer than all.
+    assert data.train.label_values["context_idle"][:5, 0].tolist() == [0, 1, 2, 3, 13]
+    assert data.validation.features["context_idle"][0].tolist() == [[30]]
     assert not data.train.features and not data.everything.features
     assert len(data.everything.label_values["context_device"]) == 240
 
@@ -242,6 +250,7 @@ def test_the_tower_for_devices_takes_the_context(fitted: TwoTowerModel) -> None:
         "context_device": np.full((1, 1, 1), 3, np.int32),
         "context_hour": np.array([[[5, 31]]], np.int32),
         "context_speed": np.full((1, 1, 1), 0.5, np.float32),
+        "context_idle": np.full((1, 1, 1), 2, np.int32),
     }
     wanted = fitted.query_vectors(rows, context).numpy()
     got = lite({"rows": rows, **context})
@@ -275,6 +284,7 @@ def request(devices: list[str]) -> dict[str, Any]:
         "device": tf.constant(devices),
         "hour": tf.fill([count], tf.constant(MISSING, tf.int64)),
         "speed": tf.fill([count], np.float32("nan")),
+        "idle": tf.fill([count], tf.constant(MISSING, tf.int64)),
     }
 
 
@@ -286,11 +296,13 @@ def test_the_served_answer_depends_on_the_context(served: Any) -> None:
 def test_the_served_vector_is_the_trained_ones(fitted: TwoTowerModel, data: TrainingData, served: Any) -> None:
     inputs = request(["app", "web", "", "never seen"])
     inputs |= {"hour": tf.constant([START + 18_000] * 4, tf.int64), "speed": tf.constant([5.0] * 4)}
+    inputs |= {"idle": tf.constant([0, 1, 3, 10**12], tf.int64)}
     rows = np.tile([[1, 3]], (4, 1))
     context = {
         "context_device": np.array([2, 3, 0, 1], np.int32).reshape(4, 1, 1),
         "context_hour": np.tile(data.validation.features["context_hour"][:1], (4, 1, 1)),
         "context_speed": np.tile(data.validation.features["context_speed"][:1], (4, 1, 1)),
+        "context_idle": np.array([1, 2, 3, 30], np.int32).reshape(4, 1, 1),
     }
     wanted = fitted.query_vectors(rows, context).numpy()
     np.testing.assert_allclose(served["embed_query"](**inputs)["embeddings"], wanted, rtol=1e-4, atol=1e-5)
