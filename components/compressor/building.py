@@ -84,7 +84,7 @@ class VariantBuilder:
         if variant.training not in self._tuned:
             begin = time.monotonic()
             self._tuned[variant.training] = self._last_step(variant)
-            self.report(f"{variant.name}: fine-tuned in {time.monotonic() - begin:.1f} s")
+            self.report(f"{variant.name}: weights made in {time.monotonic() - begin:.1f} s")
         return self._tuned[variant.training]
 
     def _last_step(self, variant: Variant) -> TwoTowerModel:
@@ -97,6 +97,7 @@ class VariantBuilder:
         if not variant.removal:
             return taught_student(self.model, variant.student, self.data, self.config)
         model = shrink(self.tuned(replace(variant, removal=Removal())), variant.removal)
-        if model.config.loss.kind != "least_squares":  # solved in closed form: nothing to fine-tune
+        # A shorter history leaves every weight right, and what was solved in closed form is not trained.
+        if replace(variant.removal, history=0) and model.config.loss.kind != "least_squares":
             self._fine_tune(model, ())
         return model
