@@ -40,6 +40,7 @@ USER = (
     '{name="occupation", kind="categorical", tower="query"}'
 )
 ASKED_AT = '{name="asked_at", column="timestamp", kind="timestamp", tower="context"}'
+IDLE = '{name="idle", kind="elapsed", tower="context"}'
 LEARNED = "model.positions=learned"
 ABLATIONS: dict[str, dict[str, list[str]]] = {
     "losses": {
@@ -64,6 +65,7 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "ids, genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]"],
         "ids, age, gender and occupation": [f"features=[{USER}]"],
         "ids, hour and weekday of the request": [f"features=[{ASKED_AT}]"],
+        "ids, time since the last event": [f"features=[{IDLE}]"],
         "ids, time gaps": ["model.time_gaps=true"],
         "genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]", "model.use_item_ids=false"],
     },
@@ -161,7 +163,7 @@ def run_and_answer(
     """Runs the preset, asks the pushed model for every test user, returns the answers and what the training cost."""
     output, requests = arguments.work / "runs" / name, arguments.work / f"{split.name}-requests.parquet"
     if not requests.is_file():
-        test_requests(split).to_parquet(requests, index=False)
+        test_requests(split, data).to_parquet(requests, index=False)
     settings = [part for override in overrides for part in ("--set", override)]
     tandem = [sys.executable, "-m", "pipeline.cli"]
     run([*tandem, "run", arguments.preset, "--data", str(data), "--output", str(output), *settings])
@@ -174,14 +176,23 @@ def run_and_answer(
     return answers, cost
 
 
-def test_requests(split: Path) -> pd.DataFrame:
-    """`user_id` and `history` of every user with a test target: all events before it, oldest first."""
+def test_requests(split: Path, data: Path) -> pd.DataFrame:
+    """`user_id` and `history` of every user with a test target: all events before it, oldest first.
+
+    What a model may read besides, and others ignore: the times of the history, the features of the user, the time of
+    the request (that of the first target) and how long it is after the history's last event.
+    """
     parts = ["train", "validation_period" if (split / "validation_period.parquet").is_file() else "validation"]
     events = pd.concat([pd.read_parquet(split / f"{part}.parquet") for part in parts])
     events = events.sort_values(["user_id", "timestamp"], kind="stable")
-    users = pd.read_parquet(split / "test.parquet")["user_id"].unique()
-    histories = events[events["user_id"].isin(users)].groupby("user_id", sort=True)["item_id"].agg(list)
-    return histories.rename("history").reset_index()
+    asked_at = pd.read_parquet(split / "test.parquet").groupby("user_id", sort=True)["timestamp"].min()
+    by_user = events[events["user_id"].isin(asked_at.index)].groupby("user_id", sort=True)
+    requests = by_user.agg(history=("item_id", list), history_timestamps=("timestamp", list))
+    requests["asked_at"] = asked_at.reindex(requests.index)
+    requests["idle"] = requests["asked_at"] - by_user["timestamp"].max()
+    if (data / "users.parquet").is_file():
+        requests = requests.join(pd.read_parquet(data / "users.parquet").set_index("user_id"))
+    return requests.reset_index()
 
 
 def score(arguments: argparse.Namespace, split: Path, answers: Path) -> dict[str, float]:
