@@ -136,6 +136,8 @@ class ModelConfig(Record):
         dropout: Of the encoder.
         id_dropout: Share of items whose id embedding is hidden per training step, so that content
             alone must carry them (cold items).
+        context_dropout: Share of the training positions whose context is hidden, so that a request without one is
+            answered from its history; more where many requests have none.
         use_item_ids: False trains content features only.
         normalize: L2-normalise query and candidate vectors.
         popularity_prior: Adds a learnt multiple of log popularity to every score.
@@ -154,6 +156,7 @@ class ModelConfig(Record):
     max_history_length: int = Field(200, ge=1, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
     id_dropout: float = Field(0.0, ge=0, lt=1)
+    context_dropout: float = Field(0.1, ge=0, lt=1)
     use_item_ids: bool = True
     normalize: bool = False
     popularity_prior: bool = False

@@ -19,7 +19,6 @@ from models.features import FeatureColumn
 from models.keras import keras, tf
 from models.towers import embed_features
 
-HIDDEN_SHARE = 0.1  # of the training positions, whose context is hidden
 # Of fresh embeddings. Contexts meet the finished vector, so nothing but their own size sets how fast they are learnt:
 # where the device halves the choice, epoch 6 has ndcg@10 0.286 with 0.5, and 0.215 with the 0.1 of other features.
 SPREAD = 0.5
@@ -40,7 +39,7 @@ class Modulate(keras.layers.Layer):
         Tensor with the shape and dtype of `hidden`.
     """
 
-    def __init__(self, hidden_share: float = HIDDEN_SHARE, **kwargs: Any) -> None:
+    def __init__(self, hidden_share: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.hidden_share = hidden_share
 
@@ -72,7 +71,7 @@ def with_context(hidden: Any, columns: Sequence[FeatureColumn], inputs: dict[str
         keras.layers.Dense(config.embedding_dim, use_bias=False, name=f"context_{part}")(features)
         for part in ("scale", "shift")
     )
-    return Modulate(name="with_request")(hidden, scale, shift)
+    return Modulate(config.context_dropout, name="with_request")(hidden, scale, shift)
 
 
 def unknown_context(column: FeatureColumn, count: Any) -> Any:
