@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from models.config import LossConfig, ModelConfig, TrainingConfig, TwoTowerConfig
+from models.config import FeatureSpec, LossConfig, ModelConfig, TrainingConfig, TwoTowerConfig
 from models.fitting import make_strategy
 from models.keras import keras, tf
 from models.training_data import ItemFeatures
@@ -26,14 +26,23 @@ def batch() -> dict[str, np.ndarray]:
     for index, length in enumerate([5, 1, 2, 3, 5, 4, 1, 0]):
         items = rng.integers(1, NUM_ITEMS + 1, length + 1)
         rows[index, 5 - length :], labels[index, 5 - length :] = items[:-1], items[1:]
-    return {"rows": rows, "labels": labels}
+    devices = np.where(labels > 0, rng.integers(0, 4, labels.shape), 0).astype(np.int32)
+    return {"rows": rows, "labels": labels, "context_device": devices[..., np.newaxis]}
 
 
 def build(kind: str, clip_norm: float) -> TwoTowerModel:
     """A model with fixed weights, no dropout, fixed negatives."""
     keras.utils.set_random_seed(2)
     config = TwoTowerConfig(
-        model=ModelConfig(embedding_dim=8, num_layers=1, max_history_length=5, dropout=0.0, popularity_prior=True),
+        features=(FeatureSpec(name="device", kind="categorical", tower="context", vocabulary_size=2),),
+        model=ModelConfig(
+            embedding_dim=8,
+            num_layers=1,
+            max_history_length=5,
+            dropout=0.0,
+            context_dropout=0.0,
+            popularity_prior=True,
+        ),
         loss=LossConfig(kind=kind, num_negatives=6),
         training=TrainingConfig(clip_norm=clip_norm, mixed_precision="float32"),
     )
