@@ -449,6 +449,17 @@ class TwoTowerConfig(Record):
         return self
 
     @model_validator(mode="after")
+    def _elapsed_is_until_the_label(self) -> TwoTowerConfig:
+        elapsed = [feature.name for feature in self.features if feature.kind == "elapsed"]
+        if elapsed and self.training.label_horizon > 1:
+            raise ValueError(
+                f"feature {elapsed[0]!r} is the time since the event before, but training.label_horizon = "
+                f"{self.training.label_horizon} asks a position for events further ahead; set it to 1 or leave the "
+                "feature out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_packed(self) -> TwoTowerConfig:
         if not self.training.packing:
             return self

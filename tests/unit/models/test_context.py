@@ -340,6 +340,10 @@ def test_validation_asks_with_the_context_of_the_target(data: TrainingData) -> N
 
 
 def test_what_has_no_context_says_so() -> None:
+    with pytest.raises(
+        ValidationError, match="'idle' is the time since the event before, but training.label_horizon = 3"
+    ):
+        config(training={"label_horizon": 3})
     with pytest.raises(ValidationError, match="histories without a context, but the feature 'device'"):
         config(distillation={"enabled": True, "model": {"embedding_dim": 128}})
     with pytest.raises(CompressionError, match="without a context, but this model reads 'device'"):
