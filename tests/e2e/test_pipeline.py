@@ -149,6 +149,8 @@ def test_batch_answers_equal_the_servers(output: Path, tmp_path: Path) -> None:
             "user_id": [*histories.index[:20], "nobody"],
             "history": [*histories.iloc[:20], []],
             "country": ["DE"] * 21,
+            "asked_at": [1_700_000_000] * 21,
+            "idle": [None, *range(20)],
         }
     )
     pq.write_table(requests, tmp_path / "requests.parquet")
@@ -157,7 +159,8 @@ def test_batch_answers_equal_the_servers(output: Path, tmp_path: Path) -> None:
     answers = pq.read_table(tmp_path / "answers.parquet").to_pandas()
     with ServerProcess(base, "tiny") as server, Client(server.grpc_address, "tiny") as client:
         for row in requests.to_pylist():
-            served = client.recommend(row["history"], 10, features={"country": row["country"]})
+            known = {name: row[name] for name in ("country", "asked_at", "idle") if row[name] is not None}
+            served = client.recommend(row["history"], 10, features={**client.missing_features(), **known})
             mine = answers[answers["user_id"] == row["user_id"]].sort_values("rank")
             assert [item.item_id for item in served] == list(mine["item_id"])
             assert list(mine["rank"]) == list(range(1, 11))
@@ -171,11 +174,12 @@ def test_signatures_of_the_pushed_model_are_those_of_the_contract(output: Path) 
     (version,) = versions(output)[-1:]
     loaded = tf.saved_model.load(str(output / "serving" / "tiny" / version))
     strings, matrix, k = (tf.string, [None]), (tf.string, [None, None]), (tf.int32, [])
+    features = {"country": strings, "asked_at": (tf.int64, [None]), "idle": (tf.int64, [None])}
     expected = {
         "serving_default": {"examples": strings},
-        "recommend": {"history": matrix, "exclude": matrix, "k": k, "country": strings},
+        "recommend": {"history": matrix, "exclude": matrix, "k": k, **features},
         "recommend_user": {"user_id": strings, "k": k},
-        "embed_query": {"history": matrix, "country": strings},
+        "embed_query": {"history": matrix, **features},
         "embed_items": {"item_ids": strings},
         "similar_items": {"item_ids": strings, "k": k},
     }
