@@ -109,7 +109,7 @@ def measure(
     Args:
         base_path: Folder that holds the SavedModel in the folder `1`.
         workload: Requests with known answers.
-        reference: Server of `float32` for the latency ratio; None for `float32` itself.
+        reference: Server of `float32`, asked in turn for the latency ratio; None = asked alone.
         options: Threads and number of requests.
         out_of_budget: Told the metrics and those of the slices; True ends the measurement early.
     """

@@ -19,11 +19,12 @@ def write_records(folder: Path, records: list[dict]) -> None:
 
 
 @pytest.mark.serving
-def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, capsys):
+def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, capsys, monkeypatch):
     from conftest import raw_schema
     from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io
 
     from components.compressor.compression import CompressionInputs, compress
+    from components.compressor.measure import measure
     from models.compression.pruning import zero_share
     from models.config import CompressionConfig
     from models.export import Catalogue, ServedTowers, export_saved_model
@@ -67,6 +68,13 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
         sequences_uri=str(tmp_path / "sequences"),
         cache_dir=str(tmp_path / "rows"),
     )
+    references = []
+
+    def measured_beside(base_path, workload, reference, *others):
+        references.append(reference)
+        return measure(base_path, workload, reference, *others)
+
+    monkeypatch.setattr("components.compressor.compression.measure", measured_beside)
     rows = compress(
         config,
         inputs,
@@ -78,6 +86,9 @@ def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, cap
     assert list(by_name) == ["float32", "int8", "prune50+qat+int4", "width4+int8", "width8"]
     refused = rows.pop()
     assert refused.measurement is None and "a student is smaller than its teacher" in refused.reason
+    # float32 too is asked in turn with another server: alone it would seem quicker than what is compared with it.
+    assert len(references) == 4 and None not in references
+    assert by_name["float32"].measurement.time_ratio == 1.0
     sizes = [by_name[name].measurement.saved_model_bytes for name in ("width4+int8", "int8")]
     assert sizes[0] < sizes[1]
     assert sum(row.chosen for row in rows) == 1
