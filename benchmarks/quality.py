@@ -137,9 +137,12 @@ def ablation(arguments: argparse.Namespace) -> None:
     """One row for each value of one choice, all with the same shortened training."""
     split = make_split(arguments, "leave-one-out")
     rows = {}
-    for name, overrides in ABLATIONS[arguments.table].items():
-        if not name.startswith(arguments.row):
-            continue
+    chosen = {name: changes for name, changes in ABLATIONS[arguments.table].items() if name.startswith(arguments.row)}
+    if not chosen:
+        raise SystemExit(
+            f"--row {arguments.row!r}: table {arguments.table} has {', '.join(ABLATIONS[arguments.table])}"
+        )
+    for name, overrides in chosen.items():
         label = "".join(letter if letter.isalnum() else "_" for letter in name)
         shortened = [*arguments.set, f"training.epochs={arguments.epochs}", "training.max_train_seconds=0"]
         shortened += ["compression.variants=[]", "evaluation.min_ndcg_over_popularity=0", *overrides]  # weak rows too

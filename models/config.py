@@ -489,6 +489,13 @@ class TwoTowerConfig(Record):
                     "features are inputs of one request; give one of them another name and say its `column`"
                 )
             seen[key] = feature.tower
+        columns = {feature.raw_name for feature in self.features if feature.kind != "elapsed"}
+        for feature in self.features:
+            if feature.kind == "elapsed" and feature.raw_name in columns:
+                raise ValueError(
+                    f"feature {feature.name!r} is the elapsed time, and another context reads a column of that name; "
+                    "give the elapsed time another name"
+                )
         return self
 
     @model_validator(mode="after")

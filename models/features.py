@@ -14,6 +14,8 @@ import numpy as np
 
 from models.config import FeatureSpec, TwoTowerConfig
 
+# Stands for a missing value in examples and requests, as "" and NaN do.
+MISSING_INT64 = int(np.iinfo(np.int64).min)
 HOURS = 24
 WEEKDAYS = 7
 RECENCY_BUCKETS = 16
@@ -128,6 +130,7 @@ __all__ = [
     "ITEM_EMBEDDING_ROW",
     "ITEM_EMBEDDING_VOCABULARY",
     "ITEM_VOCABULARY",
+    "MISSING_INT64",
     "RECENCY_BUCKETS",
     "TIMESTAMP_PARTS",
     "USER_VOCABULARY",

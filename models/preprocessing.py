@@ -16,6 +16,7 @@ from models.features import (
     ITEM_EMBEDDING_ROW,
     ITEM_EMBEDDING_VOCABULARY,
     ITEM_VOCABULARY,
+    MISSING_INT64,
     RECENCY_BUCKETS,
     WEEKDAYS,
     FeatureColumn,
@@ -237,7 +238,9 @@ def is_known(values: Any) -> Any:
     """False for the values that stand for a missing one: "", NaN and the smallest int64."""
     if values.dtype == tf.string:
         return tf.not_equal(values, "")
-    return tf.math.is_finite(values) if values.dtype.is_floating else tf.not_equal(values, values.dtype.min)
+    if values.dtype.is_floating:
+        return tf.logical_not(tf.math.is_nan(values))
+    return tf.not_equal(values, MISSING_INT64)
 
 
 def widened(sparse: Any, dense: Any, width: int) -> Any:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features import ELAPSED_BOUNDS, ELAPSED_BUCKETS
+from models.features import ELAPSED_BOUNDS, ELAPSED_BUCKETS, MISSING_INT64
 from models.keras import keras, tf
 
 # The encoder's input, and the key of the event values that training and validation batches hand on.
 HISTORY_GAPS = "history_gaps"
 # The serving input and the key of raw and transformed examples.
 HISTORY_TIMESTAMPS = "history_timestamps"
-MISSING_TIME = np.iinfo(np.int64).min
+MISSING_TIME = MISSING_INT64
 NUM_BUCKETS = ELAPSED_BUCKETS + 1
 HIDDEN_SHARE = 0.1  # of the training histories, whose gaps are hidden so that "not known" is learnt too
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from components.evaluation.sequences import serialized_batches
 from models.config import FeatureSpec
+from models.features import MISSING_INT64
 from models.keras import tf
 from models.time_gaps import HISTORY_TIMESTAMPS, MISSING_TIME
 
@@ -153,7 +154,7 @@ def raw_features(specs: Sequence[FeatureSpec], records: Sequence[bytes]) -> dict
 
 def _serving_input(values: tf.RaggedTensor, spec: FeatureSpec) -> NDArray:
     """Raw values as the serving input: `(B,)`, or `(B, n)` for a list; "", NaN or the smallest int64 if missing."""
-    missing = {tf.string: "", tf.int64: np.iinfo(np.int64).min, tf.float32: np.nan}[values.dtype]
+    missing = {tf.string: "", tf.int64: MISSING_INT64, tf.float32: np.nan}[values.dtype]
     if spec.kind == "multi_valued":
         return values.to_tensor(default_value=missing).numpy()
     return values.to_tensor(default_value=missing, shape=[None, 1]).numpy()[:, 0]

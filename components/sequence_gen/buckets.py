@@ -13,7 +13,7 @@ from apache_beam.pvalue import TaggedOutput
 from components.arrow_example_gen.encoding import example_batches
 from components.arrow_example_gen.record_files import write_records
 from components.sequence_gen import catalogue, cleaning, sequences, splits
-from components.sequence_gen.context import elapsed_keys
+from components.sequence_gen.context import elapsed_keys, with_elapsed
 from components.sequence_gen.counts import Facts
 from components.sequence_gen.histories import (
     Histories,
@@ -98,15 +98,15 @@ class WriteBucket(beam.DoFn):
                 self._write(name, bucket, [])
             return
         histories, dropped = _filtered(histories_bytes, frequent, self.request)
+        elapsed = elapsed_keys(self.request.features)
+        histories = with_elapsed(histories, elapsed)
         split = self._split(histories, cuts)
         users = pa.table({"user_id": _NO_IDS})
         repeated = 0
         if users_bytes:
             users, repeated = catalogue.drop_repeated_ids(table_from_bytes(users_bytes), "user_id")
         for name in sequences.SEQUENCE_SPLITS:
-            batch = sequences.sequence_batch(
-                name, histories, split, users, self.request.user_columns, elapsed_keys(self.request.features)
-            )
+            batch = sequences.sequence_batch(name, histories, split, users, self.request.user_columns, elapsed)
             self._write(name, bucket, example_batches(batch))
         facts: Facts = {
             "dropped": dropped,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ import pyarrow as pa
 
 from components.sequence_gen.histories import Histories, IntArray
 from models.config import FeatureSpec
-
-_NOT_KNOWN = np.iinfo(np.int64).min
+from models.features import MISSING_INT64
 
 # Arrow type and the value that stands for a missing one, by kind of the feature. A list of a tf.Example has no nulls.
 _TYPES: dict[str, tuple[pa.DataType, Any]] = {
     "categorical": (pa.large_binary(), b""),
     "numeric": (pa.float32(), float("nan")),
-    "timestamp": (pa.int64(), _NOT_KNOWN),
+    "timestamp": (pa.int64(), MISSING_INT64),
 }
 
 
@@ -58,11 +57,13 @@ def elapsed_keys(features: Iterable[FeatureSpec]) -> tuple[str, ...]:
     return tuple(feature.raw_name for feature in features if feature.kind == "elapsed")
 
 
-def with_elapsed(histories: Histories, keys: Iterable[str]) -> Mapping[str, pa.Array]:
-    """The context of every event, with the seconds since its user's event before under `keys`."""
+def with_elapsed(histories: Histories, keys: Sequence[str]) -> Histories:
+    """The histories with the seconds since the event before of the same user under `keys` in their context."""
+    if not keys:
+        return histories
     seconds = np.diff(histories.timestamps, prepend=np.int64(0))
-    seconds[histories.offsets[:-1]] = _NOT_KNOWN
-    return {**histories.context, **dict.fromkeys(keys, pa.array(seconds))}
+    seconds[histories.offsets[:-1]] = MISSING_INT64
+    return replace(histories, context={**histories.context, **dict.fromkeys(keys, pa.array(seconds))})
 
 
 def elapsed_until(histories: Histories, lengths: IntArray, requests: IntArray) -> IntArray:
@@ -77,4 +78,4 @@ def elapsed_until(histories: Histories, lengths: IntArray, requests: IntArray) -
     newest = histories.offsets[users] + lengths[users] - 1
     known = lengths[users] > 0
     seconds = histories.timestamps[requests] - histories.timestamps[np.maximum(newest, 0)]
-    return np.where(known, seconds, _NOT_KNOWN)
+    return np.where(known, seconds, MISSING_INT64)

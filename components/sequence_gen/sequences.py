@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from components.sequence_gen.catalogue import as_lists, look_up
-from components.sequence_gen.context import elapsed_until, with_elapsed
+from components.sequence_gen.context import elapsed_until
 from components.sequence_gen.histories import BoolArray, Histories, IntArray
 from components.sequence_gen.splits import Split
 from models.config import history_key
@@ -32,7 +32,7 @@ def sequence_batch(
         split: Its parts.
         users: Column `user_id` and feature columns as lists, ids distinct; may be empty.
         columns: Raw keys and source columns of user features.
-        elapsed: Raw keys of the time since the event before.
+        elapsed: Those of the histories' context that hold the time since the event before.
 
     Returns:
         `user_id`, `history`, `history_timestamps`, for validation and test `targets` and
@@ -56,18 +56,29 @@ def sequence_batch(
     arrays |= _event_lists(histories, in_history, chosen, "history", "history_timestamps")
     arrays |= {
         history_key(key): pa.LargeListArray.from_arrays(arrays["history"].offsets, values.filter(pa.array(in_history)))
-        for key, values in with_elapsed(histories, elapsed).items()
+        for key, values in histories.context.items()
     }
     if targets is not None:
         arrays |= _event_lists(histories, targets, chosen, "targets", "target_timestamps")
-        counts = _count(histories, targets)[chosen]
-        firsts = np.flatnonzero(targets)[np.cumsum(counts) - counts]
-        arrays |= {key: as_lists(values.take(pa.array(firsts))) for key, values in histories.context.items()}
-        seconds = pa.array(elapsed_until(histories, lengths, firsts))
-        arrays |= {key: as_lists(seconds) for key in elapsed}
+        arrays |= _request_context(histories, targets, lengths, elapsed)
     if columns and users.num_rows:
         arrays |= look_up(user_ids, users, "user_id", columns)
     return pa.RecordBatch.from_pydict(arrays)
+
+
+def _request_context(
+    histories: Histories, targets: BoolArray, lengths: IntArray, elapsed: Sequence[str]
+) -> dict[str, pa.Array]:
+    """The context of each user's first target; elapsed times count from the end of the history, `lengths` events."""
+    if not histories.context:
+        return {}
+    counts = _count(histories, targets)
+    counts = counts[counts > 0]
+    firsts = np.flatnonzero(targets)[np.cumsum(counts) - counts]
+    values = {key: events.take(pa.array(firsts)) for key, events in histories.context.items()}
+    if elapsed:
+        values |= dict.fromkeys(elapsed, pa.array(elapsed_until(histories, lengths, firsts)))
+    return {key: as_lists(each) for key, each in values.items()}
 
 
 def item_statistics(histories: Histories, split: Split) -> pa.Table:

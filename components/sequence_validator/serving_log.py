@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from components.arrow_example_gen.example_files import read_records
 from components.errors import MissingInputError, UnreadableFileError
 from models.config import FeatureSpec
+from models.features import MISSING_INT64
 
 _BATCH = 4096
-_MISSING = np.iinfo(np.int64).min
 
 
 def log_files(pattern: str) -> dict[str, tuple[int, float]]:
@@ -107,7 +107,7 @@ def _from_example(record: bytes, wanted: Mapping[str, str], path: str) -> dict[s
 
 def _is_present(value: Any) -> bool:
     """False for what `recommend` takes for a missing value."""
-    return value not in (b"", "", _MISSING) and value == value
+    return value not in (b"", "", MISSING_INT64) and value == value
 
 
 def _batch(rows: Sequence[Mapping[str, list[Any]]], keys: Sequence[str]) -> pa.RecordBatch:

@@ -32,7 +32,7 @@ def analysed_splits(features: Sequence[FeatureSpec]) -> list[str]:
         features: Of both towers.
     """
     wanted = {CATALOGUE if spec.tower == "candidate" else TRAIN for spec in features if spec.kind == "numeric"}
-    wanted |= {TRAIN for spec in features if spec.kind == "timestamp"}
+    wanted |= {TRAIN for spec in features if spec.kind == "timestamp" and spec.tower != "context"}
     return sorted(wanted) or [CATALOGUE]
 
 

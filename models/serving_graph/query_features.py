@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from models.config import FeatureSpec
 from models.features import feature_column
 from models.keras import tf
 from models.serving_graph.errors import ExportError
-
-MISSING_INT64 = np.iinfo(np.int64).min
 
 
 class QueryFeatures(tf.Module):
@@ -78,8 +74,8 @@ class QueryFeatures(tf.Module):
 
         inputs = {spec.raw_name: parsed[spec.raw_name] for spec in self._specs}
         # The graph transforms a context together with those of the history's events; here there are none of these.
-        inputs |= {spec.learnt_name: _none_of(inputs[spec.raw_name]) for spec in self._specs if spec.tower == "context"}
-        transformed = self._transform(inputs)
+        events = {s.learnt_name: _none_of(inputs[s.raw_name]) for s in self._specs if s.tower == "context"}
+        transformed = self._transform({**inputs, **events})
         return dense_features(transformed, [feature_column(spec) for spec in self._specs])
 
 
@@ -93,13 +89,9 @@ def _none_of(sparse: tf.SparseTensor) -> tf.SparseTensor:
 
 def _present_values(values: tf.Tensor) -> tf.SparseTensor:
     """`(B,)` or `(B, n)` values as a sparse tensor without the missing ones."""
+    from models.preprocessing import is_known
+
     if values.shape.rank == 1:
         values = values[:, tf.newaxis]
-    if values.dtype == tf.string:
-        present = values != ""
-    elif values.dtype.is_floating:
-        present = tf.logical_not(tf.math.is_nan(values))
-    else:
-        present = values != MISSING_INT64
-    where = tf.where(present)
+    where = tf.where(is_known(values))
     return tf.SparseTensor(where, tf.gather_nd(values, where), tf.shape(values, tf.int64))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from models.config import TwoTowerConfig
+from models.features import MISSING_INT64
 from models.training_data import TrainingData
 from models.tuning.space import TunerConfig, with_values
 
@@ -178,7 +179,7 @@ def _median_ms(folder: str, request: TrialRequest, data: TrainingData) -> float:
 
     recommend = tf.saved_model.load(folder).signatures["recommend"]
     vocabulary = np.array([b"", *read_vocabulary(item_vocabulary_file(request.transform_graph_dir))], dtype=object)
-    missing = {tf.string: "", tf.int64: np.iinfo(np.int64).min, tf.float32: np.nan}
+    missing = {tf.string: "", tf.int64: MISSING_INT64, tf.float32: np.nan}
     inputs = {
         name: tf.fill([1] * spec.shape.rank, tf.constant(missing[spec.dtype], spec.dtype))
         for name, spec in recommend.structured_input_signature[1].items()

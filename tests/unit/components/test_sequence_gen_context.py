@@ -186,3 +186,5 @@ def test_what_no_request_can_have_is_refused():
         FeatureSpec(name="history", kind="categorical", tower="context")
     with pytest.raises(ValidationError, match="for the towers query and context"):
         TwoTowerConfig(features=(DEVICE.model_copy(update={"tower": "query"}), DEVICE))
+    with pytest.raises(ValidationError, match="another context reads a column of that name"):
+        TwoTowerConfig(features=(IDLE, DEVICE.model_copy(update={"column": "idle"})))

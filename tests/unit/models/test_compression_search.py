@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import serialize
+from conftest import raw_schema, serialize
 
 from models.keras import tf
 
@@ -20,7 +20,6 @@ def write_records(folder: Path, records: list[dict]) -> None:
 
 @pytest.mark.serving
 def test_every_variant_is_measured_and_one_is_written(transformed, tmp_path, capsys, monkeypatch):
-    from conftest import raw_schema
     from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io
 
     from components.compressor.compression import CompressionInputs, compress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import raw_schema, serialize
 
 from models.export import Catalogue, ServedTowers, export_saved_model
 from models.features import feature_column, vocabulary_filename
@@ -17,7 +18,6 @@ from models.two_tower import TwoTowerModel
 @pytest.fixture(scope="module", autouse=True)
 def raw_metadata(transformed):
     """The raw schema, which the Transform component writes beside the graph and the bare library does not."""
-    from conftest import raw_schema
     from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io
 
     folder = f"{transformed.transform_graph}/metadata"
@@ -50,8 +50,6 @@ def raw(transformed, offline):
 
 
 def examples(records):
-    from conftest import serialize
-
     return tf.constant([serialize(record) for record in records])
 
 

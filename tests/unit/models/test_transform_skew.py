@@ -72,8 +72,9 @@ def test_served_values_equal_the_training_examples(spec, layer, offline, transfo
 
 def test_serving_inputs_of_every_kind_give_the_training_values(offline, transformed) -> None:
     """As `recommend` takes them: one batch, dense, a missing value marked by "", NaN or the smallest int64."""
+    from models.features import MISSING_INT64
     from models.keras import tf
-    from models.serving_graph.query_features import MISSING_INT64, QueryFeatures
+    from models.serving_graph.query_features import QueryFeatures
 
     specs = tuple(spec for spec in FEATURES if spec.tower == "candidate")
     records = sorted(transformed.raw["catalogue"], key=lambda record: record["item_row"])
