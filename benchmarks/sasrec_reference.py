@@ -27,6 +27,14 @@ from torch.nn import functional
 MAX_LENGTH, BATCH, CHUNK, WARMUP_STEPS = 200, 32, 512, 100
 
 
+def dropped(inputs: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Dropout from random bytes (rates in steps of 1/256): half the time of torch's own on a CPU."""
+    if not training:
+        return inputs
+    kept = round(256 * (1 - rate))
+    return inputs * (torch.empty(inputs.shape, dtype=torch.uint8).random_() < kept) * (256 / kept)
+
+
 class Block(nn.Module):
     """Causal self-attention and feed-forward, each after a layer norm and added to its input."""
 
@@ -38,19 +46,21 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(dim, multiplier * dim), nn.Linear(multiplier * dim, dim)
         self.dropout = dropout
 
-    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         batch, length, dim = inputs.shape
         parts = self.qkv(self.norms[0](inputs)).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        # Written out: on a CPU twice as fast, forwards and back, as the fused operation in bfloat16.
+        hidden_future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+        mixed = torch.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + hidden_future, dim=-1) @ value
         mixed = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
-        inputs = inputs + functional.dropout(mixed, self.dropout, self.training)
+        inputs = inputs + dropped(mixed, self.dropout, self.training)
         hidden = functional.gelu(self.wide(self.norms[1](inputs)))
-        return inputs + functional.dropout(self.narrow(hidden), self.dropout, self.training)
+        return inputs + dropped(self.narrow(hidden), self.dropout, self.training)
 
 
 class SasRec(nn.Module):
-    """History rows `(B, L)`, right-aligned, to vectors `(B, L, D)`; row 0 is padding."""
+    """History rows `(B, L)`, row 0 as padding last, to vectors `(B, L, D)`; places count from the newest event."""
 
     def __init__(self, items: int, dim: int = 128, heads: int = 4, multiplier: int = 2, dropout: float = 0.25) -> None:
         super().__init__()
@@ -62,15 +72,11 @@ class SasRec(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(dim), dropout
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        length = rows.shape[1]
-        hidden = self.items(rows) * self.items.embedding_dim**0.5
-        hidden = hidden + self.positions(torch.arange(length - 1, -1, -1))
-        hidden = functional.dropout(hidden, self.dropout, self.training)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        own = torch.eye(length, dtype=torch.bool)  # a padding position reads itself, so that no row is empty
-        mask = ((rows > 0)[:, None, :] & causal | own)[:, None]
-        for block in self.blocks:
-            hidden = block(hidden, mask)
+        places = ((rows > 0).sum(dim=1, keepdim=True) - 1 - torch.arange(rows.shape[1])).clamp(min=0)
+        hidden = self.items(rows) * self.items.embedding_dim**0.5 + self.positions(places)
+        hidden = dropped(hidden, self.dropout, self.training)
+        for block in self.blocks:  # padding comes last, so no event reads it
+            hidden = block(hidden)
         return self.norm(hidden)
 
 
@@ -80,15 +86,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, table, labels, dtype):  # noqa: ANN001, ANN205
         table_low = table.to(dtype)
+        columns = table_low.T.contiguous()
         grad_vectors, grad_table, loss = torch.empty_like(vectors), torch.zeros_like(table), 0.0
         for start in range(0, len(vectors), CHUNK):
             part, wanted = vectors[start : start + CHUNK].to(dtype), labels[start : start + CHUNK]
-            logits = (part @ table_low.T).float()
+            logits = (part @ columns).float()
             logits[:, 0] = -torch.inf
-            log_total = torch.logsumexp(logits, dim=1)
-            loss += float((log_total - logits.gather(1, wanted[:, None])[:, 0]).sum())
-            probabilities = torch.exp(logits - log_total[:, None])
-            probabilities[torch.arange(len(wanted)), wanted] -= 1
+            probabilities = torch.softmax(logits, dim=1)
+            places = torch.arange(len(wanted))
+            loss -= float(probabilities[places, wanted].log().sum())
+            probabilities[places, wanted] -= 1
             low = probabilities.to(dtype)
             grad_vectors[start : start + CHUNK] = (low @ table_low).float()
             grad_table += (low.T @ part).float()
@@ -122,11 +129,11 @@ def epoch_batches(pieces: list[np.ndarray], rng: np.random.Generator) -> list[np
 
 
 def padded(pieces: list[np.ndarray]) -> torch.Tensor:
-    """Right-aligned `(len(pieces), longest)`."""
+    """`(len(pieces), longest)`, padded at the end."""
     width = max(map(len, pieces))
     rows = np.zeros((len(pieces), width), dtype=np.int64)
     for row, piece in zip(rows, pieces, strict=True):
-        row[width - len(piece) :] = piece
+        row[: len(piece)] = piece
     return torch.from_numpy(rows)
 
 
@@ -137,7 +144,8 @@ def validation_ndcg(model: SasRec, histories: list[np.ndarray], targets: np.ndar
     total, order = 0.0, np.argsort([len(history) for history in histories])
     for start in range(0, len(order), 256):
         chosen = order[start : start + 256]
-        vectors = model(padded([histories[user][-MAX_LENGTH:] for user in chosen]))[:, -1]
+        rows = padded([histories[user][-MAX_LENGTH:] for user in chosen])
+        vectors = model(rows)[torch.arange(len(rows)), (rows > 0).sum(dim=1) - 1]
         scores = vectors @ model.items.weight.T
         scores[:, 0] = -torch.inf
         for row, user in enumerate(chosen):
@@ -179,7 +187,7 @@ def main() -> None:
             optimizer.param_groups[0]["lr"] = 1e-3 * rate * min(1.0, (steps + 1) / WARMUP_STEPS)
             batch = padded([pieces[index] for index in chosen])
             rows, labels = batch[:, :-1], batch[:, 1:]
-            kept = rows > 0
+            kept = labels > 0
             with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
                 vectors = model(rows)
             loss = ChunkedCrossEntropy.apply(vectors[kept].float(), model.items.weight, labels[kept], dtype)

@@ -255,8 +255,11 @@ class TrainingConfig(Record):
 
     Attributes:
         strategy: `tf.distribute` strategy; `mirrored` uses every visible GPU and one device where
-            there is at most one; `multi_worker_mirrored` the processes that `TF_CONFIG` names.
+            there is at most one; `multi_worker_mirrored` the processes that `TF_CONFIG` names, all in step;
+            `parameter_server` the workers and servers that it names, none waiting for another.
         worker_timeout_seconds: How long a worker waits for the others before it gives up.
+        parameter_shard_bytes: With `parameter_server` a variable is cut into shards of at least so many bytes, at most
+            one for each server.
         epochs: Upper bound.
         item_initialization: Start of the item id embeddings: a factorisation of what occurs together in the
             train histories (seconds, saves epochs), or noise.
@@ -291,8 +294,9 @@ class TrainingConfig(Record):
         seed: Of weights, shuffling and dropout.
     """
 
-    strategy: Literal["one_device", "mirrored", "multi_worker_mirrored"] = "mirrored"
+    strategy: Literal["one_device", "mirrored", "multi_worker_mirrored", "parameter_server"] = "mirrored"
     worker_timeout_seconds: float = Field(600, gt=0)
+    parameter_shard_bytes: int = Field(2**20, ge=1)
     epochs: int = Field(20, ge=1, le=10_000)
     item_initialization: Literal["co_occurrence", "random"] = "co_occurrence"
     batch_size: int = Field(128, ge=1, le=65_536)

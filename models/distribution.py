@@ -1,16 +1,18 @@
 """Strategies of `tf.distribute`, and what the workers of one job have to agree on.
 
-Every replica takes its share of the global batch; loss and gradients are sums over replicas divided by one global
-weight (`TwoTowerModel`), so N replicas take the step of one device on the joint batch, and `batch_size` and
-`learning_rate` mean the same for any number of them.
+Every replica of a synchronous strategy takes its share of the global batch; loss and gradients are sums over replicas
+divided by one global weight (`TwoTowerModel`), so N replicas take the step of one device on the joint batch, and
+`batch_size` and `learning_rate` mean the same for any number of them. The asynchronous one is in
+`models.parameter_server`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from models.config import TrainingConfig
 from models.keras import tf
+from models.parameter_server import is_asynchronous, make_parameter_server_strategy
+from models.two_tower import TwoTowerModel
 
 HEARTBEAT_SECONDS = 20
 
@@ -26,14 +30,16 @@ def make_strategy(config: TrainingConfig) -> Any:
     """The `tf.distribute` strategy of the preset.
 
     `mirrored` spreads over every visible GPU, and over logical CPU devices if there are several; one device
-    otherwise. `multi_worker_mirrored` reads the cluster from `TF_CONFIG` and must be made before TensorFlow has
-    run anything, as TensorFlow demands; a process has one.
+    otherwise. `multi_worker_mirrored` and `parameter_server` read the cluster from `TF_CONFIG` and must be made before
+    TensorFlow has run anything, as TensorFlow demands; a process has one.
 
     Raises:
-        ValueError: If `TF_CONFIG` is missing or names no workers.
+        ValueError: If `TF_CONFIG` is missing or names no workers, or a parameter server is not up.
     """
     if config.strategy == "multi_worker_mirrored":
         return _multi_worker(config.worker_timeout_seconds)
+    if config.strategy == "parameter_server":
+        return make_parameter_server_strategy(config)
     if config.strategy == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         if len(devices) > 1:
@@ -92,8 +98,13 @@ def is_chief(strategy: Any) -> bool:
 
 
 def has_workers(strategy: Any) -> bool:
-    """True if several processes train together."""
-    return bool(getattr(strategy.extended, "_num_workers", 1) > 1)
+    """True if several processes train in step with each other."""
+    return not is_asynchronous(strategy) and bool(getattr(strategy.extended, "_num_workers", 1) > 1)
+
+
+def variables_scope(strategy: Any) -> contextlib.AbstractContextManager[Any]:
+    """Where a model is built: under the strategy, or in this process, if `fit` moves it to parameter servers."""
+    return contextlib.nullcontext() if is_asynchronous(strategy) else strategy.scope()
 
 
 def of_chief(strategy: Any, values: Sequence[Any]) -> list[NDArray]:
@@ -119,4 +130,30 @@ def of_chief(strategy: Any, values: Sequence[Any]) -> list[NDArray]:
     return [strategy.experimental_local_results(value)[0].numpy() for value in first()]
 
 
-__all__ = ["has_workers", "is_chief", "make_strategy", "of_chief"]
+class SynchronousSteps:
+    """Steps in which all replicas take part, one after the other; arguments and methods as `AsynchronousSteps`."""
+
+    def __init__(
+        self, strategy: Any, model: TwoTowerModel, set_rate: Callable[[Any], Any], jit_compile: bool | None
+    ) -> None:
+        self.set_rate = set_rate
+
+        def step(batch: Any) -> Any:
+            if strategy.num_replicas_in_sync == 1:
+                return model.train_step(batch)
+            result = strategy.run(model.train_step, args=(batch,))
+            return {name: strategy.experimental_local_results(value)[0] for name, value in result.items()}
+
+        self.step = tf.function(step, jit_compile=jit_compile, autograph=False)
+
+    def take(self, batch: Any, rate: float) -> list[dict[str, Any]]:
+        """The result of this step."""
+        self.set_rate(rate)
+        return [self.step(batch)]
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Nothing is left to wait for."""
+        return []
+
+
+__all__ = ["SynchronousSteps", "has_workers", "is_chief", "make_strategy", "of_chief", "variables_scope"]

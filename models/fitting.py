@@ -19,8 +19,9 @@ import numpy as np
 
 from models.batches import LabelRules, TrainingBatches
 from models.config import TrainingConfig
-from models.distribution import has_workers, is_chief, make_strategy, of_chief
+from models.distribution import SynchronousSteps, has_workers, is_chief, make_strategy, of_chief, variables_scope
 from models.keras import keras, tf
+from models.parameter_server import AsynchronousSteps, fetch_weights, is_asynchronous, on_servers
 from models.precision import compute_precision
 from models.ranking import Ranker, sample_sequences
 from models.training_data import TrainingData
@@ -129,7 +130,7 @@ def fit(
     """Trains the model in place and leaves the best weights in it.
 
     Args:
-        model: Built under `strategy`, with a catalogue.
+        model: Built in the `variables_scope` of `strategy`, with a catalogue.
         data: Histories; without `validation` the last weights are kept.
         training: Epochs, batch size, rate, budget.
         log_dir: Folder for TensorBoard scalars; None = none.
@@ -141,9 +142,13 @@ def fit(
     Raises:
         ValueError: If no history has two events, or the loss becomes NaN.
     """
-    return _Fitting(model, data, training, strategy or tf.distribute.get_strategy(), log_dir, checkpoint_dir).run(
-        callbacks, report
-    )
+    strategy = strategy or tf.distribute.get_strategy()
+    if not is_asynchronous(strategy):
+        return _Fitting(model, data, training, strategy, log_dir, checkpoint_dir).run(callbacks, report)
+    twin = on_servers(model, strategy)
+    result = _Fitting(twin, data, training, strategy, log_dir, checkpoint_dir).run(callbacks, report)
+    fetch_weights(twin, model)
+    return result
 
 
 class _Fitting:
@@ -184,17 +189,15 @@ class _Fitting:
         if has_workers(strategy):
             model.set_weights(of_chief(strategy, model.get_weights()))
         self.writer = tf.summary.create_file_writer(str(log_dir)) if log_dir and is_chief(strategy) else None
-        self.step_function = tf.function(self._step, jit_compile=training.jit_compile or None, autograph=False)
+        self.stepper: AsynchronousSteps | SynchronousSteps = (
+            AsynchronousSteps(strategy, model, self._set_rate, training.jit_compile or None)
+            if is_asynchronous(strategy)
+            else SynchronousSteps(strategy, model, self._set_rate, training.jit_compile or None)
+        )
         self.records: list[EpochRecord] = []
         self.best_ndcg, self.best_epoch, self.best_weights = -1.0, 0, model.get_weights()
         self.steps, self.elapsed, self.cpu, self.agreed = 0, 0.0, 0.0, 0.0
         self.checkpoints = _Checkpoints(self, checkpoint_dir) if checkpoint_dir else None
-
-    def _step(self, batch: Any) -> Any:
-        if self.strategy.num_replicas_in_sync == 1:
-            return self.model.train_step(batch)
-        result = self.strategy.run(self.model.train_step, args=(batch,))
-        return {name: self.strategy.experimental_local_results(value)[0] for name, value in result.items()}
 
     def _prefetched(self, epoch: int) -> Iterator[Any]:
         """Batches of an epoch, made ahead of time in a tf.data thread, spread over the replicas."""
@@ -279,13 +282,13 @@ class _Fitting:
                 finished = False
                 break
             rate = self.training.learning_rate * learning_rate_factor(self.training, self.steps, progress)
-            self._inner_optimizer.learning_rate.assign(rate)
             for callback in callbacks:
                 callback(self.steps)
-            result = self.step_function(batch)
-            losses.append(result["loss"])
+            results = self.stepper.take(batch, rate)
+            losses += [result["loss"] for result in results]
             self.steps, steps = self.steps + 1, steps + 1
-            self._log_step(result, rate)
+            self._log_step(results, rate)
+        losses += [result["loss"] for result in self.stepper.finish()]
         loss = float(np.mean([float(value) for value in losses])) if losses else math.nan
         if losses and not math.isfinite(loss):
             raise ValueError(f"the loss became {loss} in epoch {epoch + 1}; lower `learning_rate` or set `clip_norm`")
@@ -309,9 +312,8 @@ class _Fitting:
         self._log_epoch(record)
         return finished
 
-    @property
-    def _inner_optimizer(self) -> Any:
-        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+    def _set_rate(self, rate: Any) -> None:
+        getattr(self.optimizer, "inner_optimizer", self.optimizer).learning_rate.assign(rate)
 
     def _validate(self, epoch: int, last: bool) -> dict[str, float]:
         if self.validation is None or ((epoch + 1) % self.training.validate_every_epochs and not last):
@@ -336,12 +338,12 @@ class _Fitting:
             f"{record.seconds:.0f} s  eta {eta:.0f} s"
         )
 
-    def _log_step(self, result: dict[str, Any], rate: float) -> None:
-        if not self.writer or self.steps % LOGGED_EVERY_STEPS:
+    def _log_step(self, results: list[dict[str, Any]], rate: float) -> None:
+        if not self.writer or not results or self.steps % LOGGED_EVERY_STEPS:
             return
         with self.writer.as_default(step=self.steps):
-            tf.summary.scalar("step/loss", result["loss"])
-            tf.summary.scalar("step/gradient_norm", result["gradient_norm"])
+            tf.summary.scalar("step/loss", results[-1]["loss"])
+            tf.summary.scalar("step/gradient_norm", results[-1]["gradient_norm"])
             tf.summary.scalar("step/learning_rate", rate)
 
     def _log_epoch(self, record: EpochRecord) -> None:
@@ -360,7 +362,7 @@ class _Checkpoints:
     def __init__(self, fitting: _Fitting, folder: str | Path) -> None:
         self.fitting, self.folder = fitting, str(folder)
         self.text = tf.Variable("", trainable=False)
-        with fitting.strategy.scope():
+        with variables_scope(fitting.strategy):
             self.best = [tf.Variable(value, trainable=False) for value in fitting.best_weights]
         self.checkpoint = tf.train.Checkpoint(
             model=fitting.model, optimizer=fitting.optimizer, best=self.best, state=self.text

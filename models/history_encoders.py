@@ -53,7 +53,8 @@ class PositionEmbedding(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:  # noqa: D102
         length = tf.shape(inputs)[1]
-        return inputs + tf.cast(self.positions[self.max_length - length :], inputs.dtype)
+        positions = tf.convert_to_tensor(self.positions)  # in one piece, if it lies in shards
+        return inputs + tf.cast(positions[self.max_length - length :], inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:  # noqa: D102
         return {**super().get_config(), "max_length": self.max_length}

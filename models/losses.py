@@ -7,6 +7,7 @@ catalogue for the full softmax, the distinct rows of a batch for the others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -258,15 +259,16 @@ class NegativeSampler:
     Args:
         train_events: Events per item row `(N + 1,)`, row 0 is padding.
         kind: `uniform`, `frequency` (share of train events) or `mixed` (mean of the two).
+        constant: Called with an array and a dtype, for what the graphs read.
     """
 
-    def __init__(self, train_events: NDArray[np.int64], kind: str) -> None:
+    def __init__(self, train_events: NDArray[np.int64], kind: str, constant: Callable[..., Any] = tf.constant) -> None:
         self.kind = kind
         self.probability = sampling_probability(train_events, kind)
         cumulative = np.cumsum(self.probability[1:])
-        self._cumulative = tf.constant(cumulative / cumulative[-1], tf.float32)
-        self._probability = tf.constant(self.probability, tf.float32)
-        self._log_probability = tf.constant(np.log(np.maximum(self.probability, 1e-30)), tf.float32)
+        self._cumulative = constant(cumulative / cumulative[-1], np.float32)
+        self._probability = constant(self.probability, np.float32)
+        self._log_probability = constant(np.log(np.maximum(self.probability, 1e-30)), np.float32)
 
     def sample(self, shape: Any) -> Any:
         """int32 rows of this shape, from 1."""

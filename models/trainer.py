@@ -16,7 +16,7 @@ import numpy as np
 
 from models.config import TrainingConfig, TwoTowerConfig
 from models.distillation import taught
-from models.distribution import is_chief, make_strategy
+from models.distribution import is_chief, make_strategy, variables_scope
 from models.fitting import EpochRecord, FitResult, fit
 from models.initialization import clear_untrained_ids, initialize_item_embeddings
 from models.input_pipeline import load_training_data
@@ -211,7 +211,7 @@ def _fit_new(
 ) -> tuple[TwoTowerModel, FitResult]:
     keras.utils.set_random_seed(training.seed)
     strategy = make_strategy(training)
-    with strategy.scope():
+    with variables_scope(strategy):
         model = TwoTowerModel(config, data.items.num_items, data.feature_sizes)
         model.set_item_features(data.items)
         if config.loss.kind == "least_squares":

@@ -7,7 +7,7 @@ and served, and an item that training never saw works in histories through its c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,12 @@ class TwoTowerModel(tfrs.Model):
             return np.arange(self.num_items + 1, dtype=np.int32)
         return self.item_features.features[self.id_column.name][:, 0].astype(np.int32)
 
-    def set_item_features(self, items: ItemFeatures) -> None:
+    def set_item_features(self, items: ItemFeatures, constant: Callable[..., Any] = tf.constant) -> None:
         """Gives the model its catalogue.
+
+        Args:
+            items: Features and events of every row.
+            constant: Called with arrays and dtypes; `numpy.asarray` puts them into every graph that reads them.
 
         Raises:
             ValueError: If the catalogue has another size, or lacks a declared feature.
@@ -102,10 +106,10 @@ class TwoTowerModel(tfrs.Model):
             raise ValueError(f"the catalogue lacks the candidate features {missing}; it has {sorted(items.features)}")
         self._items = items
         self._item_tensors = {
-            column.name: tf.constant(items.features[column.name], tf.float32 if column.is_numeric else tf.int32)
+            column.name: constant(items.features[column.name], np.float32 if column.is_numeric else np.int32)
             for column in columns
         }
-        self._log_popularity = tf.constant(log_popularity(items.train_events))
+        self._log_popularity = constant(log_popularity(items.train_events), np.float32)
         trained = np.flatnonzero(items.train_events[1:]) + 1
         self.num_trained = len(trained) or self.num_items
         # Items that training never sees stay out of the softmax: as negatives alone they would learn to be no answer.
@@ -114,7 +118,7 @@ class TwoTowerModel(tfrs.Model):
         self._trained_place[trained] = np.arange(1, len(trained) + 1)
         kind: str = self.config.loss.negative_sampling
         kind = {"gbce": "uniform", "in_batch": "frequency"}.get(self.loss_kind, kind)
-        self.sampler = losses.NegativeSampler(items.train_events, kind)
+        self.sampler = losses.NegativeSampler(items.train_events, kind, constant)
 
     def vectors_of(self, rows: Any, training: bool = False) -> Any:
         """Candidate vectors `(M, D)` of item rows `(M,)`; row 0 gives zeros."""

@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_schema(commands)
     _add_report(commands)
     _add_dag(commands)
+    worker = commands.add_parser("worker", help="take part in a training with parameter servers, as TF_CONFIG says")
+    worker.set_defaults(call=_worker)
     doctor = commands.add_parser("doctor", help="say what of this machine does not fit, and the mend")
     doctor.add_argument("--output", type=Path, default=Path("runs"), help="where runs would be written")
     doctor.set_defaults(call=_doctor)
@@ -294,6 +296,16 @@ def _dag_airflow(options: argparse.Namespace) -> int:
             f"--output {options.output}: cannot be written ({error.strerror}); give another file"
         ) from None
     print(f"wrote {options.output}")
+    return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from models.parameter_server import serve_task
+
+    try:
+        serve_task()
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,20 +15,9 @@ import pytest
 
 from models.config import TrainingConfig
 from models.distribution import make_strategy
+from tests.distributed.processes import PATIENCE, SCRIPT, answer, free_ports
 
 pytestmark = pytest.mark.distributed
-SCRIPT = Path(__file__).with_name("worker_check.py")
-PATIENCE = 400  # of the test, for a busy machine; the workers' own is given to them
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture
@@ -54,13 +42,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def answer(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=PATIENCE)
-    lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    assert process.returncode == 0 and lines, err[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT "))
 
 
 def test_a_job_that_lost_a_worker_goes_on_and_equals_one_process(start, tmp_path) -> None:

@@ -1,6 +1,6 @@
-"""Run as a script: one worker of a job (or a job of one), which trains and prints its curve and weights as JSON.
+"""Run as a script: a worker of a job, a job of one or the chief of servers trains and prints its curve and weights.
 
-worker_check.py STRATEGY CHECKPOINT_FOLDER TIMEOUT_SECONDS [STEP_TO_DIE_AT]
+worker_check.py STRATEGY CHECKPOINT_FOLDER TIMEOUT_SECONDS [STEP_TO_DIE_AT | say STEP_TO_TELL_OF]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from models.config import ModelConfig, TrainingConfig, TwoTowerConfig
-from models.distribution import is_chief, make_strategy
+from models.distribution import is_chief, make_strategy, variables_scope
 from models.fitting import fit
 from models.keras import keras
 from models.training_data import ItemFeatures, Ragged, Sequences, TrainingData
@@ -32,11 +32,12 @@ def cyclic_data() -> TrainingData:
     return TrainingData(items, Sequences(histories), Sequences(histories, targets=targets))
 
 
-def main(strategy_name: str, folder: str, timeout: float, die_at: int | None) -> None:
+def main(strategy_name: str, folder: str, timeout: float, *told: str) -> None:
     training = TrainingConfig(
         strategy=strategy_name,
         mixed_precision="float32",
         worker_timeout_seconds=timeout,
+        parameter_shard_bytes=128,
         epochs=3,
         batch_size=8,
         learning_rate=0.02,
@@ -53,15 +54,19 @@ def main(strategy_name: str, folder: str, timeout: float, die_at: int | None) ->
     config = TwoTowerConfig(
         model=ModelConfig(embedding_dim=8, num_layers=1, max_history_length=8, dropout=0.0), training=training
     )
-    with strategy.scope():
+    with variables_scope(strategy):
         model = TwoTowerModel(config, NUM_ITEMS)
         model.set_item_features(data.items)
 
-    def die(step: int) -> None:
-        if step == die_at:
+    def at_step(step: int) -> None:
+        if told == (str(step),):
             os._exit(9)
+        if told == ("say", str(step)):
+            print(f"STEP {step}", flush=True)
 
-    result = fit(model, data, training, strategy=strategy, checkpoint_dir=folder, callbacks=(die,), report=lines.append)
+    result = fit(
+        model, data, training, strategy=strategy, checkpoint_dir=folder, callbacks=(at_step,), report=lines.append
+    )
     answer = {
         "replicas": strategy.num_replicas_in_sync,
         "chief": is_chief(strategy),
@@ -74,4 +79,4 @@ def main(strategy_name: str, folder: str, timeout: float, die_at: int | None) ->
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else None)
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:])
