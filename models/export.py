@@ -210,7 +210,7 @@ class ServedModel(tf.Module):
     def similar_items(self, item_ids: tf.Tensor, k: tf.Tensor) -> Answer:
         """Items with the largest inner product with each item, without itself; nothing for unknown ids."""
         rows = self.items.rows(item_ids)[:, tf.newaxis]
-        scores, found = self.retriever(self.retriever.vectors(rows[:, 0]), k, rows)
+        scores, found = self.retriever(self.retriever.vectors(rows[:, 0]), k, rows, of_items=True)
         return self._named(tf.where(rows > 0, scores, -np.inf), tf.where(rows > 0, found, 0))
 
     def _named(self, scores: tf.Tensor, rows: tf.Tensor) -> Answer:
@@ -239,17 +239,22 @@ def _chooser(known: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
 
 
 def _stored_queries(towers: ServedTowers, users: UserHistories) -> np.ndarray:
-    """Query vectors `(Q, D)` of stored histories, at most `INDEX_QUERIES`, for building an index."""
+    """Query vectors `(Q, D)` of stored histories, at most `INDEX_QUERIES`, for building an index.
+
+    Of every fourth history only the newest one to three events count: new users ask too.
+    """
     splits = np.asarray(users.row_splits)
     with_history = np.flatnonzero(np.diff(splits) > 0)
-    chosen = np.random.default_rng(0).permutation(with_history)[:INDEX_QUERIES]
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(with_history)[:INDEX_QUERIES]
     width = towers.config.model.max_history_length
     has_gaps = towers.config.model.time_gaps and users.timestamps is not None
     gaps = gap_buckets(np.asarray(users.timestamps), splits) if has_gaps else None
     vectors = []
     for start in range(0, len(chosen), QUERY_BATCH):
         batch = chosen[start : start + QUERY_BATCH]
-        starts, ends = np.maximum(splits[batch], splits[batch + 1] - width), splits[batch + 1]
+        read = np.where(np.arange(len(batch)) % 4, width, rng.integers(1, 4, len(batch)))
+        starts, ends = np.maximum(splits[batch], splits[batch + 1] - read), splits[batch + 1]
         rows = gather_padded(np.asarray(users.rows), starts, ends, width)
         features = {name: values[batch] for name, values in users.features.items()}
         for spec in towers.config.tower_features("context"):

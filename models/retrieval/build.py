@@ -57,7 +57,7 @@ def build_retriever(
         else:
             report(
                 f"partitioned retrieval: {index.num_blocks} blocks of {index.block_size}, {index.probes[0].blocks} "
-                f"read, recall@10 {index.recall:.3f}"
+                f"read for a user, {index.item_probes[0].blocks} for an item, recall@10 {index.recall:.3f}"
             )
             return index
     return ExactTopK(vectors, live, bias=bias, storage=storage)

@@ -37,6 +37,7 @@ class ExactTopK(tf.Module):
         query: Float `(B, D)`.
         k: Scalar int32, at least 1; more than the live items means all of them.
         excluded_rows: Int32 `(B, E)`; 0 entries are ignored.
+        of_items: Ignored; for an index that reads other parts for the vectors of items.
 
     Returns:
         Scores float32 `(B, K)` descending and rows int32 `(B, K)` with K = min(k, live items). Where
@@ -63,7 +64,9 @@ class ExactTopK(tf.Module):
         """Stored vectors `(..., D)` float32 of `rows` int32; zeros for row 0."""
         return self.table.gather(rows)
 
-    def __call__(self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(
+        self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor, of_items: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
         scores = self.table.scores(query)
         if self.block == 1:

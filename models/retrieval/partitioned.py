@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from models.keras import tf
@@ -10,7 +12,7 @@ from models.retrieval.clustering import Floats, Ints
 from models.retrieval.errors import RetrievalError
 from models.retrieval.exact import checked_k, checked_live, checked_vectors
 from models.retrieval.partitioning import Partition, build_partition, with_item_queries
-from models.retrieval.probing import blocks_reach, fewest_probes, lower_recall
+from models.retrieval.probing import Probes, blocks_reach, fewest_probes, lower_recall
 from models.retrieval.rounding import query_moment
 from models.retrieval.routers import block_router
 from models.retrieval.routing import exact_top
@@ -22,6 +24,21 @@ DEPTHS = (10, 100)
 VALIDATION_QUERIES = 1000
 PROBE_ROUNDS = 6
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact search over the vectors as given, and how much of its answers is wanted at each depth."""
+
+    vectors: Floats
+    prior: Floats
+    depths: list[int]
+    target: float
+
+    def of(self, queries: Floats) -> list[Ints]:
+        """Indices `(Q, depth)` of the true answers at each depth."""
+        deepest = exact_top(self.vectors, self.prior, queries, self.depths[-1])
+        return [deepest[:, :depth] for depth in self.depths]
 
 
 class PartitionedTopK(tf.Module):
@@ -39,12 +56,16 @@ class PartitionedTopK(tf.Module):
         storage: `float32`, `bfloat16`, `int8`; `int4` is stored as int8 here.
         queries: `(Q, D)` real query vectors that train and validate the routers.
         recall_target: Recall@10 and recall@100 against exact search over the vectors as given, before any rounding;
-            on held-out queries and on item-derived ones.
+            of held-out queries and of items, each with as few blocks as reach it.
         block_size: Items of a block; None chooses by catalogue size.
 
+    Call arguments: As of `ExactTopK`, and
+        of_items: The queries are vectors of items, which need other blocks than those of users, mostly more.
+
     Attributes:
-        probes: What is read at each of `DEPTHS`.
-        recall: Recall@10 of this graph, measured on the held-out and the item-derived queries; the lower one.
+        probes: What a query reads at each of `DEPTHS`.
+        item_probes: What an item's vector reads.
+        recall: Recall@10 of this graph, measured on the held-out queries and on items; the lower one.
 
     Raises:
         RetrievalError: If the target, at either depth, needs more than a quarter of the items, where exact search is
@@ -77,8 +98,20 @@ class PartitionedTopK(tf.Module):
         self.router = block_router(partition)
         self.store = BlockStore(vectors, live, prior, partition.slots, storage, moment)
         # Results that each number of blocks can give; all 0 = read everything.
-        self.reach = tf.Variable(np.zeros((1, self.num_blocks), np.int32), trainable=False, name="reach")
-        self._choose_probes(partition, vectors[1:], prior[1:], held_out, recall_target)
+        self.reach, self.item_reach = (
+            tf.Variable(np.zeros((1, self.num_blocks), np.int32), trainable=False, name=name)
+            for name in ("reach", "item_reach")
+        )
+        rows = np.flatnonzero(live) - 1
+        items = vectors[1:][np.random.default_rng(1).permutation(rows)[:VALIDATION_QUERIES]]
+        truth = Truth(vectors[1:], prior[1:], [min(depth, self.num_live) for depth in DEPTHS], recall_target)
+        self.item_probes, self.recall = self._choose_probes(partition, items, truth, of_items=True)
+        self.probes = self.item_probes
+        if len(held_out):
+            self.probes, recall = self._choose_probes(partition, held_out, truth, of_items=False)
+            self.recall = min(recall, self.recall)
+        else:
+            self.reach.assign(self.item_reach)
 
     @property
     def num_blocks(self) -> int:
@@ -91,54 +124,43 @@ class PartitionedTopK(tf.Module):
         return self.store.block_size
 
     def _choose_probes(
-        self, partition: Partition, vectors: Floats, prior: Floats, held_out: Floats, target: float
-    ) -> None:
-        """Sets `probes` so that the graph's own answers reach the target for both kinds of queries, and `recall`."""
-        live = vectors[np.isfinite(prior)]
-        items = live[np.random.default_rng(1).permutation(len(live))[:VALIDATION_QUERIES]]
-        sets = [items, held_out] if len(held_out) else [items]
-        depths = [min(depth, self.num_live) for depth in DEPTHS]
-        truths = [exact_top(vectors, prior, queries, depths[-1]) for queries in sets]
-        aims = [target, target]
+        self, partition: Partition, queries: Floats, truth: Truth, *, of_items: bool
+    ) -> tuple[list[Probes], float]:
+        """Sets what such queries read so that the graph's own answers reach the target; returns it, and recall@10."""
+        wanted, reach = truth.of(queries), self.item_reach if of_items else self.reach
+        aims = [truth.target] * len(wanted)
         for _ in range(PROBE_ROUNDS):
-            self.probes = [
-                fewest_probes(partition, sets, [truth[:, :depth] for truth in truths], aim)
-                for depth, aim in zip(depths, aims, strict=True)
-            ]
-            self._refuse_a_large_share(target)
-            self.reach.assign([blocks_reach(self.probes, depths, self.store.fewest_live())])
-            self.router.set_probes(self.probes)
-            recalls = [
-                [self._recalls(queries, truth[:, :depth] + 1) for queries, truth in zip(sets, truths, strict=True)]
-                for depth in depths
-            ]
-            missing = [target - min(map(lower_recall, at_depth)) for at_depth in recalls]
+            probes = [fewest_probes(partition, queries, rows, aim) for rows, aim in zip(wanted, aims, strict=True)]
+            self._refuse_a_large_share(probes[0], truth.target)
+            reach.assign([blocks_reach(probes, truth.depths, self.store.fewest_live())])
+            self.router.open_for(probes)
+            recalls = [self._recalls(queries, rows + 1, of_items) for rows in wanted]
+            missing = [truth.target - lower_recall(own) for own in recalls]
             if max(missing) <= 0:
                 break
             # What rounding loses must be won back by reading more.
             aims = [min(aim + max(miss, 0) * 1.1, 1.0) for aim, miss in zip(aims, missing, strict=True)]
-        reached = [min(float(own.mean()) for own in at_depth) for at_depth in recalls]
-        self.recall = reached[0]
-        for depth, recall in zip(depths, reached, strict=True):
-            if recall < target:
+        for depth, own in zip(truth.depths, recalls, strict=True):
+            if own.mean() < truth.target:
                 raise RetrievalError(
-                    f"recall@{depth} of {target} is out of reach of {self.store.storage} blocks, which give "
-                    f"{recall:.4f}; exact search is faster there"
+                    f"recall@{depth} of {truth.target} is out of reach of {self.store.storage} blocks, which give "
+                    f"{own.mean():.4f}; exact search is faster there"
                 )
+        return probes, float(recalls[0].mean())
 
-    def _refuse_a_large_share(self, target: float) -> None:
-        if self.probes[0].blocks > max(MAX_SCAN_SHARE * self.num_blocks, 64):
+    def _refuse_a_large_share(self, probes: Probes, target: float) -> None:
+        if probes.blocks > max(MAX_SCAN_SHARE * self.num_blocks, 64):
             raise RetrievalError(
-                f"recall@10 of {target} needs {self.probes[0].blocks} of {self.num_blocks} blocks, more than "
+                f"recall@10 of {target} needs {probes.blocks} of {self.num_blocks} blocks, more than "
                 f"{MAX_SCAN_SHARE:.0%} of the items; exact search is faster there"
             )
 
-    def _recalls(self, queries: Floats, truth_rows: Ints) -> np.ndarray:
+    def _recalls(self, queries: Floats, truth_rows: Ints, of_items: bool) -> np.ndarray:
         """Recall of each query `(Q,)`."""
         k, hits = tf.constant(truth_rows.shape[1]), []
         for start in range(0, len(queries), BATCH):
             batch = tf.constant(queries[start : start + BATCH])
-            rows = self(batch, k, tf.zeros([len(batch), 0], tf.int32))[1].numpy()
+            rows = self(batch, k, tf.zeros([len(batch), 0], tf.int32), of_items)[1].numpy()
             hits.append((truth_rows[start : start + BATCH, :, None] == rows[:, None, :]).any(axis=2).mean(axis=1))
         return np.concatenate(hits)
 
@@ -146,11 +168,14 @@ class PartitionedTopK(tf.Module):
         """Stored vectors `(..., D)` float32 of `rows` int32; zeros for row 0."""
         return self.store.vectors(rows)
 
-    def __call__(self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(
+        self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor, of_items: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
         # Excluded items are likely near the top, so the list is as deep as if they were asked for.
         depth = k + tf.shape(excluded_rows)[1]
-        blocks = tf.raw_ops.LowerBound(sorted_inputs=self.reach.read_value(), values=tf.reshape(depth, [1, 1]))
+        reach = (self.item_reach if of_items else self.reach).read_value()
+        blocks = tf.raw_ops.LowerBound(sorted_inputs=reach, values=tf.reshape(depth, [1, 1]))
         num_probes = tf.minimum(tf.reshape(blocks, []) + 1, self.num_blocks)
         chosen = self.router(self._routed(query), num_probes)
         scores, rows = self.store.scan(query, chosen, num_probes)

@@ -26,35 +26,29 @@ class Probes:
     opened: int = 1
 
 
-def fewest_probes(partition: Partition, queries: list[Floats], truths: list[Ints], target: float) -> Probes:
-    """The cheapest probes whose recall is one standard error above `target` on every set of queries.
+def fewest_probes(partition: Partition, queries: Floats, truth: Ints, target: float) -> Probes:
+    """The cheapest probes whose recall is one standard error above `target`.
 
     A hit is a true top item whose block is read: the recall of the answer where blocks are scored exactly.
 
     Args:
         partition: Blocks and routers.
-        queries: Sets of `(Q, D)`.
-        truths: Item of each true answer, `(Q, depth)`, by set.
+        queries: `(Q, D)`.
+        truth: Item of each true answer, `(Q, depth)`.
         target: Recall, up to 1.
     """
-    queries = [partition.routed(q) for q in queries]
-    logits = [q @ partition.router for q in queries]
-    wanted = [partition.block_of[truth] for truth in truths]
+    queries = partition.routed(queries)
+    logits, wanted = queries @ partition.router, partition.block_of[truth]
     num_blocks, block_size = partition.slots.shape
     if partition.super_router is None:
-        own = [ranks_of(scores, blocks) for scores, blocks in zip(logits, wanted, strict=True)]
-        return Probes(max(_blocks_for(ranks, target) for ranks in own))
+        return Probes(_blocks_for(ranks_of(logits, wanted), target))
     num_supers = partition.super_router.shape[1]
     width = num_blocks // num_supers
     super_of = np.repeat(np.arange(num_supers), width)
-    places = [np.argsort(np.argsort(-(q @ partition.super_router), axis=1), axis=1) for q in queries]
+    places = np.argsort(np.argsort(-(queries @ partition.super_router), axis=1), axis=1)
     best, least_rows = Probes(num_blocks, num_supers), np.inf
     for opened in [*(n for n in OPENED if n < num_supers), num_supers]:
-        own = [
-            _open_ranks(scores, blocks, place[:, super_of] < opened)
-            for scores, blocks, place in zip(logits, wanted, places, strict=True)
-        ]
-        blocks = max(_blocks_for(ranks, target) for ranks in own)
+        blocks = _blocks_for(_open_ranks(logits, wanted, places[:, super_of] < opened), target)
         rows = opened * width + blocks * block_size
         if rows < least_rows and blocks <= opened * width:
             best, least_rows = Probes(blocks, opened), rows

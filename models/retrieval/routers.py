@@ -36,7 +36,7 @@ class OneLevelRouter(tf.Module):
             {"bits": bits}, lambda parts: tf.cast(tf.bitcast(parts["bits"], tf.bfloat16), tf.float32)
         )
 
-    def set_probes(self, probes: list[Probes]) -> None:
+    def open_for(self, probes: list[Probes]) -> None:
         """There is nothing to open."""
 
     def __call__(self, routed: tf.Tensor, num_probes: tf.Tensor) -> tf.Tensor:
@@ -71,10 +71,13 @@ class TwoLevelRouter(tf.Module):
         self.super_weights = tf.Variable(super_weights, trainable=False, name="super_router")
         self.weights = tf.Variable(tf.cast(by_super, tf.bfloat16), trainable=False, name="router")
         self.opened = tf.Variable(np.full(self.num_blocks, self.num_supers, np.int32), trainable=False, name="opened")
+        self._said = np.zeros(self.num_blocks, np.int32)
 
-    def set_probes(self, probes: list[Probes]) -> None:
-        """Opens what `probes` say."""
-        self.opened.assign(opened_for_blocks(probes, self.num_blocks, self.num_supers).astype(np.int32))
+    def open_for(self, probes: list[Probes]) -> None:
+        """Opens what `probes` say, and for every number of blocks what others before them said, if that is more."""
+        opened = opened_for_blocks(probes, self.num_blocks, self.num_supers).astype(np.int32)
+        self.opened.assign(np.maximum(opened, self._said))
+        self._said = self.opened.numpy()
 
     def __call__(self, routed: tf.Tensor, num_probes: tf.Tensor) -> tf.Tensor:
         num_opened = tf.gather(self.opened.read_value(), num_probes - 1)

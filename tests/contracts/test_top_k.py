@@ -29,7 +29,8 @@ def two_pass_top_k(vectors, live, **options):
 def partitioned_top_k(vectors, live, **options):
     """Reads every block: an approximate index must then agree with the exact one."""
     index = PartitionedTopK(vectors, live, queries=np.zeros((0, DIM), np.float32), recall_target=0.0, **options)
-    index.reach.assign(np.zeros((1, index.num_blocks), np.int32))
+    for reach in (index.reach, index.item_reach):
+        reach.assign(np.zeros((1, index.num_blocks), np.int32))
     return index
 
 

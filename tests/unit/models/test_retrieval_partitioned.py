@@ -52,6 +52,17 @@ def test_recall_reaches_the_target_by_reading_few_blocks(index, clustered):
     assert index.probes[0].blocks < 0.15 * index.num_blocks
 
 
+def test_vectors_of_items_read_what_they_need_and_no_more(clustered):
+    vectors, live, _ = clustered
+    scattered = np.random.default_rng(3).normal(size=(1500, DIM)).astype(np.float32)  # of no cluster: harder to route
+    index = PartitionedTopK(vectors, live, queries=scattered, recall_target=0.9, block_size=16)
+    assert index.item_probes[0].blocks < index.probes[0].blocks
+    items = vectors[np.flatnonzero(live)[::10]]
+    found = index(items, tf.constant(10), empty(len(items)), of_items=True)[1].numpy()
+    truth = ExactTopK(vectors, live)(items, tf.constant(10), empty(len(items)))[1].numpy()
+    assert (found[:, :, None] == truth[:, None, :]).any(axis=1).mean() >= 0.87
+
+
 def test_recall_reaches_the_target_at_a_hundred_too(index, clustered):
     vectors, live, queries = clustered
     found = index(queries[:300], tf.constant(100), empty(300))[1].numpy()

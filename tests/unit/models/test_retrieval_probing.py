@@ -33,8 +33,8 @@ def test_fewest_probes_by_hand():
     router = np.array([[1.0, 2.0, 3.0]], np.float32)
     partition = Partition(slots, block_of, router, None, has_constant=False)
     queries, truth = np.ones((4, 1), np.float32), np.array([[4, 0]] * 4)
-    assert fewest_probes(partition, [queries], [truth], 0.5) == Probes(1)
-    assert fewest_probes(partition, [queries], [truth], 0.51) == Probes(3)
+    assert fewest_probes(partition, queries, truth, 0.5) == Probes(1)
+    assert fewest_probes(partition, queries, truth, 0.51) == Probes(3)
 
 
 def test_lower_recall_is_a_standard_error_below_the_mean():
