@@ -30,6 +30,7 @@ HALF_LIVES_DAYS = (3, 7, 30)
 SHOWN = ("ndcg@10", "hr@10", "recall@100", "mrr", "coverage@10")
 # Time between the last event of the history and the target, in seconds.
 GAPS = {"same second": (0, 0), "up to a minute": (1, 60), "up to a day": (61, DAY), "over a day": (DAY + 1, None)}
+ALS_REGULARIZATION = 1.0
 # EASE's ridge and item-kNN's neighbours and shrinkage, each chosen on the validation part of the split.
 BASELINE_SETTINGS = {"movielens_1m_time": (800.0, 200, 20.0), "online_retail": (400.0, 100, 0.0)}
 GENRES = '{name="genres", kind="multi_valued", tower="candidate"}'
@@ -88,6 +89,7 @@ def main() -> int:
             command.add_argument("--preset", default="movielens_1m")
         else:
             command.add_argument("--preset", choices=sorted(BASELINE_SETTINGS), required=True)
+            command.add_argument("--peers_python", help="Python with requirements-peers.txt: implicit ALS as well")
         if name == "leave-one-out":
             command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
         if name == "ablation":
@@ -126,7 +128,7 @@ def time_split(arguments: argparse.Namespace) -> None:
             shutil.copy(arguments.data / name, folder / name)
     answers, cost = run_and_answer(arguments, split, folder, arguments.preset, arguments.set)
     rows = {"Tandem": {**score(arguments, split, answers), **cost}}
-    for name, scores in baseline_scores(arguments.preset, history, split).items():
+    for name, scores in baseline_scores(arguments, history, split).items():
         path = arguments.work / f"{arguments.preset}-{name}.parquet".replace(" ", "_")
         write_ranking(path, *scores)
         rows[name] = score(arguments, split, path)
@@ -219,10 +221,10 @@ def ndcg_by_gap(split: Path, answers: Path) -> dict[str, float]:
 
 
 def baseline_scores(
-    preset: str, history: pd.DataFrame, split: Path
+    arguments: argparse.Namespace, history: pd.DataFrame, split: Path
 ) -> dict[str, tuple[np.ndarray, pd.Index, pd.Index, np.ndarray]]:
     """Scores `(users, items)` of each baseline for the test users, with users, items and what they have seen."""
-    l2, neighbours, shrink = BASELINE_SETTINGS[preset]
+    l2, neighbours, shrink = BASELINE_SETTINGS[arguments.preset]
     items = pd.Index(pd.read_parquet(split / "catalogue.parquet")["item_id"].astype(str))
     users = pd.Index(history["user_id"].unique())
     rows, columns = users.get_indexer(history["user_id"]), items.get_indexer(history["item_id"])
@@ -238,10 +240,22 @@ def baseline_scores(
         "item-kNN": fit_item_knn(matrix, neighbours=neighbours, shrink=shrink).scores(seen),
         "EASE": fit_ease(matrix, l2=l2).scores(seen),
     }
+    if arguments.peers_python:
+        factors = als_factors(arguments, matrix)
+        scores["ALS"] = factors["users"][users.get_indexer(asked)] @ factors["items"].T
     for half_life in HALF_LIVES_DAYS:
         recent = np.bincount(columns[known], weights=0.5 ** (age / half_life), minlength=len(items))
         scores[f"popularity, half-life {half_life} d"] = np.tile(recent, (len(asked), 1))
     return {name: (values, asked, items, seen.toarray() > 0) for name, values in scores.items()}
+
+
+def als_factors(arguments: argparse.Namespace, matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
+    """`users` and `items` of implicit ALS, fitted in the peers' environment."""
+    given, found = (arguments.work / f"{arguments.preset}-als-{part}.npz" for part in ("matrix", "factors"))
+    sparse.save_npz(given, matrix)
+    script = Path(__file__).with_name("als_baseline.py")
+    run([arguments.peers_python, str(script), str(given), str(found), str(ALS_REGULARIZATION)])
+    return dict(np.load(found))
 
 
 def write_ranking(path: Path, scores: np.ndarray, users: pd.Index, items: pd.Index, seen: np.ndarray) -> None:

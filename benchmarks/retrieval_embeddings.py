@@ -80,16 +80,25 @@ def data_set(base_file: Path, num_items: int, file: Path) -> dict[str, np.ndarra
 def als(data: Path) -> dict[str, np.ndarray]:
     """Implicit-ALS factors of all items with five interactions and of all users; lengths as learned."""
     import scipy.sparse
-    from implicit.als import AlternatingLeastSquares
 
     table = pq.read_table(data / "interactions.parquet", columns=["user_id", "item_id"])
     users, items = (np.unique(table[name].to_numpy(), return_inverse=True)[1] for name in ("user_id", "item_id"))
     kept = np.bincount(items)[items] >= 5
     users, items = users[kept], np.unique(items[kept], return_inverse=True)[1]
     matrix = scipy.sparse.csr_matrix((np.ones(len(users), np.float32), (users, items)))
-    model = AlternatingLeastSquares(factors=64, regularization=0.05, iterations=15, num_threads=1, random_state=0)
-    model.fit(matrix, show_progress=False)
-    return {"items": np.asarray(model.item_factors, np.float32), "queries": np.asarray(model.user_factors, np.float32)}
+    queries, vectors = factorize(matrix, 64, 0.05)
+    return {"items": vectors, "queries": queries}
+
+
+def factorize(matrix: Any, factors: int, regularization: float) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of users and of items by implicit ALS (Hu, Koren and Volinsky, ICDM 2008), 15 iterations, one thread."""
+    from implicit.als import AlternatingLeastSquares
+
+    model = AlternatingLeastSquares(
+        factors=factors, regularization=regularization, alpha=1.0, iterations=15, num_threads=1, random_state=0
+    )
+    model.fit(matrix.astype(np.float32), show_progress=False)
+    return np.asarray(model.user_factors, np.float32), np.asarray(model.item_factors, np.float32)
 
 
 def model_vectors(model_dir: Path, data: Path) -> dict[str, np.ndarray]:
