@@ -27,7 +27,7 @@ class Probes:
 
 
 def fewest_probes(partition: Partition, queries: Floats, truth: Ints, target: float) -> Probes:
-    """The cheapest probes whose recall is one standard error above `target`.
+    """The cheapest probes whose recall is two standard errors above `target`.
 
     A hit is a true top item whose block is read: the recall of the answer where blocks are scored exactly.
 
@@ -91,7 +91,7 @@ def _open_ranks(logits: Floats, blocks: Ints, is_open: np.ndarray) -> Ints:
 
 
 def _blocks_for(ranks: Ints, target: float) -> int:
-    """Smallest P such that mean recall less its standard error reaches `target`; all blocks if none does."""
+    """Smallest P such that mean recall less two standard errors reaches `target`; all blocks if none does."""
     highest = int(ranks.max()) + 1
     low, high = 1, highest
     while low < high:
@@ -104,5 +104,5 @@ def _blocks_for(ranks: Ints, target: float) -> int:
 
 
 def lower_recall(recalls: np.ndarray) -> float:
-    """Mean of the recalls of queries `(Q,)` less one standard error."""
-    return float(recalls.mean() - recalls.std() / np.sqrt(len(recalls)))
+    """Mean of the recalls of queries `(Q,)` less two standard errors, so that other queries reach it too."""
+    return float(recalls.mean() - 2 * recalls.std() / np.sqrt(len(recalls)))

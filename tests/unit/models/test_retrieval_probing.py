@@ -37,5 +37,5 @@ def test_fewest_probes_by_hand():
     assert fewest_probes(partition, queries, truth, 0.51) == Probes(3)
 
 
-def test_lower_recall_is_a_standard_error_below_the_mean():
-    assert lower_recall(np.array([1.0, 0.5, 1.0, 0.5])) == 0.75 - 0.25 / 2
+def test_lower_recall_is_two_standard_errors_below_the_mean():
+    assert lower_recall(np.array([1.0, 0.5, 1.0, 0.5])) == 0.75 - 2 * 0.25 / 2
