@@ -59,7 +59,7 @@ class VariantBuilder:
         """Writes a variant's SavedModel and returns the folder that holds it as version 1."""
         model = self.tuned(variant)
         if variant.calibrated:
-            model = calibrated_copy(model, self.data.train)
+            model = calibrated_copy(model, self.data.train, variant.encoder_storage)
         towers, items = ServedTowers.of(model), model.item_features
         if variant.shared_rows:
             towers = replace(towers, vectors=share_rare_rows(towers.vectors, items.train_events, variant.shared_rows))

@@ -1,8 +1,10 @@
-"""Rounding of rows to integers with one scale each."""
+"""Rounding of rows to integers: each by itself, or with errors carried over from coordinate to coordinate."""
 
 from __future__ import annotations
 
 import numpy as np
+
+CHUNK = 4096
 
 
 def quantize_rows(
@@ -34,3 +36,32 @@ def quantize_rows(
         best_scale[better] = scale[better]
         best_integers[better] = integers[better].astype(np.int8)
     return best_integers, best_scale
+
+
+def round_carrying(scaled: np.ndarray, moment: np.ndarray, levels: int) -> np.ndarray:
+    """Rounds coordinate after coordinate, and carries each error over to those still to come.
+
+    The carried share leaves the expected squared error of `input · row` smallest (the rounding of GPTQ, Frantar et al.,
+    2022).
+
+    Args:
+        scaled: Rows in units of their step `(N, D)`.
+        moment: Second moment of the inputs `(D, D)`, positive definite.
+        levels: Largest magnitude of an integer, up to 127.
+
+    Returns:
+        Integers int8 `(N, D)`.
+    """
+    order = np.argsort(-np.diag(moment), kind="stable")
+    inverse = np.linalg.inv(moment[np.ix_(order, order)].astype(np.float64))
+    carry = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper; row i tells where the error of i goes
+    integers = np.empty(scaled.shape, np.int8)
+    for start in range(0, len(scaled), CHUNK):
+        part = slice(start, start + CHUNK)
+        rest = np.ascontiguousarray(scaled[part][:, order].T)
+        for i, coordinate in enumerate(order):
+            rounded = np.clip(np.rint(rest[i]), -levels, levels)
+            integers[part, coordinate] = rounded
+            error = (rest[i] - rounded) / carry[i, i]
+            rest[i + 1 :] -= carry[i, i + 1 :, None] * error
+    return integers

@@ -41,8 +41,10 @@ class Variant:
     @property
     def encoder_storage(self) -> str:
         """Storage of the encoder's matrices."""
-        if self.quantization_aware or self.calibrated:
-            return "int8"  # the grid that the kernels were rounded for
+        if self.quantization_aware:
+            return "int8"  # the grid that the kernels were trained for
+        if self.calibrated and not self.storage.startswith("int"):
+            return "int8"
         return self.storage if self.storage in ENCODER_STORAGES else "int8"
 
     @property
@@ -95,7 +97,7 @@ def parse_variant(name: str) -> Variant:
         name: Techniques joined by `+`, each kind at most once:
             `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; the
             encoder's matrices are int8 from there on, with `int6`, `int5` and `int4` up to 15, 7 and 7. `pruneNN`: NN %
-            zeros. `qat`: quantisation-aware training. `ptq`: int8 kernels rounded for real activations. `unitsNN`,
+            zeros. `qat`: quantisation-aware training. `ptq`: kernels rounded for real activations. `unitsNN`,
             `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest
             N items are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N
             columns, of N blocks, that learns from the model's lists.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.compression.rounding import round_carrying
 from models.retrieval.clustering import Floats, Ints
 
 LEVELS = 127
@@ -37,19 +38,7 @@ def round_for_queries(vectors: Floats, moment: Floats) -> tuple[np.ndarray, Floa
     """
     scales = bfloat16_above(np.abs(vectors).max(axis=1, initial=0) / np.float32(LEVELS))
     divisors = np.where(scales > 0, scales, 1)[:, None]
-    order = np.argsort(-np.diag(moment), kind="stable")
-    inverse = np.linalg.inv(moment[np.ix_(order, order)].astype(np.float64))
-    carry = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper; row i tells where the error of i goes
-    integers = np.empty(vectors.shape, np.int8)
-    for start in range(0, len(vectors), CHUNK):
-        part = slice(start, start + CHUNK)
-        rest = np.ascontiguousarray((vectors[part] / divisors[part])[:, order].T)
-        for i, coordinate in enumerate(order):
-            rounded = np.clip(np.rint(rest[i]), -LEVELS, LEVELS)
-            integers[part, coordinate] = rounded
-            error = (rest[i] - rounded) / carry[i, i]
-            rest[i + 1 :] -= carry[i, i + 1 :, None] * error
-    return integers, scales
+    return round_carrying(vectors / divisors, moment, LEVELS), scales
 
 
 def bfloat16_above(values: Floats) -> Floats:

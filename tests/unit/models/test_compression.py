@@ -253,10 +253,11 @@ def test_variant_names():
     assert parse_variant("float32") == Variant("float32")
     assert parse_variant("prune75+qat+int4") == Variant("prune75+qat+int4", "int4", 0.75, True)
     assert parse_variant("qat").storage == "float32"
-    names = ("float32", "bfloat16", "int8", "int4", "pq", "qat", "qat+bfloat16", "prune50", "int6", "qat+int5")
+    names = ("float32", "bfloat16", "int8", "int4", "pq", "qat", "qat+bfloat16", "prune50", "int6", "qat+int5", "ptq")
     assert [parse_variant(name).encoder_storage for name in names] == [
-        *["float32", "bfloat16", "int8", "int4", "int8", "int8", "int8", "float32", "int6", "int8"]
+        *["float32", "bfloat16", "int8", "int4", "int8", "int8", "int8", "float32", "int6", "int8", "int8"]
     ]
+    assert parse_variant("history32+ptq+int5").encoder_storage == "int5"
     assert parse_variant("prune50").training == parse_variant("prune50+int8").training != parse_variant("qat").training
 
 

@@ -8,7 +8,7 @@ from served_model import NUM_ITEMS, TRAIN_EVENTS, small_model
 
 from models.compression.calibration import calibrated_copy, input_moments, round_for_inputs
 from models.compression.codecs import encode_rows
-from models.compression.encoder_rounding import round_encoder
+from models.compression.encoder_rounding import round_encoder, round_matrices
 from models.compression.errors import CompressionError
 from models.compression.rebuild import plain_copy
 from models.compression.shrinking import Removal, share_rare_rows, shrink, shrunk_config
@@ -120,8 +120,8 @@ def test_the_rarest_items_share_rows_and_equal_rows_are_stored_once():
 def test_ranges_follow_the_inputs_that_occur():
     # Output 0: the large weight meets an input that is nearly always 0, so a narrower range serves the rest better.
     kernel = np.array([[1.0, 1.0], [0.403, 0.403], [0.2, 0.2]], np.float32)
-    rounded = round_for_inputs(kernel, np.array([1e-6, 1.0, 1.0], np.float32))
-    even = round_for_inputs(kernel, np.array([1e6, 1.0, 1.0], np.float32))
+    rounded = round_for_inputs(kernel, np.diag([1e-6, 1.0, 1.0]).astype(np.float32), 127)
+    even = round_for_inputs(kernel, np.diag([1e6, 1.0, 1.0]).astype(np.float32), 127)
     assert np.abs(rounded[1:] - kernel[1:]).sum() <= np.abs(even[1:] - kernel[1:]).sum()
     np.testing.assert_allclose(even[0], 1.0, rtol=1e-6)
     assert (
@@ -130,6 +130,22 @@ def test_ranges_follow_the_inputs_that_occur():
         ).max()
         < 1e-6
     )
+
+
+@pytest.mark.parametrize("levels", [7, 15])
+def test_rounding_for_inputs_that_go_together_costs_less_than_to_the_nearest(levels):
+    rng = np.random.default_rng(0)
+    inputs = (rng.normal(size=(500, 4)) @ rng.normal(size=(4, 32)) + 0.1 * rng.normal(size=(500, 32))).astype(
+        np.float32
+    )
+    kernel = rng.normal(size=(32, 16)).astype(np.float32)
+    rounded = round_for_inputs(kernel, inputs.T @ inputs / 500, levels)
+    scale = np.abs(kernel).max(axis=0) / levels
+    nearest = np.rint(kernel / scale) * scale
+    assert np.square(inputs @ (rounded - kernel)).sum() < 0.25 * np.square(inputs @ (nearest - kernel)).sum()
+    # Stored with one scale per output it is what it was.
+    integers, scales = round_matrices(rounded[np.newaxis], levels, axis=1)
+    np.testing.assert_allclose((integers * scales)[0], rounded, atol=1e-6)
 
 
 def histories():
@@ -144,7 +160,7 @@ def test_calibration_reads_real_inputs_and_lowers_the_error_of_the_mean(model, m
     moments = input_moments(model, histories())
     name = "attention_output_0"
     assert set(moments) == {layer.name for layer in model.history_encoder.layers if "kernel" in str(layer.weights[:1])}
-    assert moments[name][0].shape == (8,)
+    assert moments[name][0].shape == (8,) and moments[name][1].shape == (8, 8)
     copy = calibrated_copy(model, histories())
     layer, original = (m.history_encoder.get_layer(name).get_weights() for m in (copy, model))
     expected = moments[name][0] @ (original[0] - layer[0])
