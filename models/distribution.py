@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cluster import cluster_of_environment
 from models.config import TrainingConfig
 from models.keras import tf
 from models.parameter_server import is_asynchronous, make_parameter_server_strategy
@@ -53,7 +52,8 @@ def _multi_worker(timeout_seconds: float) -> Any:
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context
 
-    workers = _workers()
+    jobs = cluster_of_environment("multi_worker_mirrored").jobs
+    workers = {job: len(jobs[job]) for job in ("chief", "worker") if job in jobs}
     milliseconds = int(timeout_seconds * 1000)
     process = context.context()
     process.configure_coordination_service(
@@ -70,22 +70,6 @@ def _multi_worker(timeout_seconds: float) -> Any:
     process.coordination_service.cluster_register_with_barrier = True
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-
-
-def _workers() -> dict[str, int]:
-    """Tasks of each job of `TF_CONFIG` that trains."""
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        cluster = json.loads(text)["cluster"]
-        workers = {job: len(cluster[job]) for job in ("chief", "worker") if cluster.get(job)}
-    except (ValueError, KeyError, TypeError):
-        workers = {}
-    if not workers:
-        raise ValueError(
-            f"training.strategy = 'multi_worker_mirrored' reads the cluster from TF_CONFIG, which is {text!r}; set it "
-            'to {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}} in every worker'
-        )
-    return workers
 
 
 def is_chief(strategy: Any) -> bool:

@@ -10,7 +10,6 @@ Networks, NeurIPS 2012; TensorFlow's guide "Parameter server training with Param
 from __future__ import annotations
 
 import functools
-import json
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cluster import cluster_of_environment
 from models.config import TrainingConfig
 from models.keras import tf
 from models.two_tower import TwoTowerModel
@@ -29,30 +29,7 @@ from models.two_tower import TwoTowerModel
 AHEAD = 2
 # One thread would wait for itself: a step on a worker holds one while it waits for a server's variables.
 FEWEST_THREADS = 4
-TASKS = ("worker", "ps")
-
-
-def cluster_of_environment() -> tuple[dict[str, list[str]], str, int]:
-    """Addresses by job, and the job and index of this process, from `TF_CONFIG`.
-
-    Raises:
-        ValueError: If it names no servers, no workers, or no task of this process.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        record = json.loads(text)
-        cluster, task = record["cluster"], record.get("task", {})
-        kind, index = task.get("type", "chief"), int(task.get("index", 0))
-        complete = bool(cluster["ps"] and cluster["worker"]) and (kind == "chief" or index < len(cluster[kind]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise ValueError(
-            f"training with parameter servers reads the cluster from TF_CONFIG, which is {text!r}; set it to "
-            '{"cluster": {"chief": ["HOST:PORT"], "worker": ["HOST:PORT", …], "ps": ["HOST:PORT", …]}, "task": '
-            '{"type": "chief" | "worker" | "ps", "index": N}} in every process'
-        )
-    return cluster, kind, index
+STRATEGY, TASKS = "parameter_server", ("worker", "ps")
 
 
 def serve_task() -> None:
@@ -61,15 +38,22 @@ def serve_task() -> None:
     Raises:
         ValueError: If `TF_CONFIG` does not make this process one of the two.
     """
-    cluster, kind, index = cluster_of_environment()
-    if kind not in TASKS:
-        raise ValueError(f"TF_CONFIG makes this process the {kind}, which runs the pipeline; here is for {TASKS}")
+    cluster = cluster_of_environment(STRATEGY)
+    if cluster.job not in TASKS:
+        raise ValueError(
+            f"TF_CONFIG makes this process the {cluster.job}, which runs the pipeline; here is for {TASKS}"
+        )
     threads = max(os.cpu_count() or 1, FEWEST_THREADS)
     settings = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
     server = tf.distribute.Server(
-        tf.train.ClusterSpec(cluster), job_name=kind, task_index=index, config=settings, protocol="grpc", start=True
+        tf.train.ClusterSpec(cluster.jobs),
+        job_name=cluster.job,
+        task_index=cluster.index,
+        config=settings,
+        protocol="grpc",
+        start=True,
     )
-    print(f"{kind} {index} of {cluster[kind][index]} is up", flush=True)
+    print(f"{cluster.job} {cluster.index}, {cluster.jobs[cluster.job][cluster.index]}, is up", flush=True)
     server.join()
 
 
@@ -84,18 +68,18 @@ def make_parameter_server_strategy(config: TrainingConfig) -> Any:
 
 @functools.cache
 def _connected(timeout_seconds: float, shard_bytes: int) -> Any:
-    cluster, kind, index = cluster_of_environment()
-    if kind != "chief":
+    cluster = cluster_of_environment(STRATEGY)
+    if cluster.job != "chief":
         raise ValueError(
-            f"TF_CONFIG makes this process {kind} {index}; the pipeline runs in the chief, and `tandem worker` is the "
-            "command of workers and servers"
+            f"TF_CONFIG makes this process {cluster.job} {cluster.index}; the pipeline runs in the chief, and "
+            "`tandem worker` is the command of workers and servers"
         )
-    _wait_for([address for job in TASKS for address in cluster[job]], timeout_seconds)
+    _wait_for([address for job in TASKS for address in cluster.jobs[job]], timeout_seconds)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster), task_type="chief", task_id=0, rpc_layer="grpc"
+        tf.train.ClusterSpec(cluster.jobs), task_type="chief", task_id=0, rpc_layer="grpc"
     )
     partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(
-        min_shard_bytes=shard_bytes, max_shards=len(cluster["ps"])
+        min_shard_bytes=shard_bytes, max_shards=len(cluster.jobs["ps"])
     )
     strategy = tf.distribute.ParameterServerStrategy(resolver, variable_partitioner=partitioner)
     if strategy.num_replicas_in_sync > 1:
@@ -135,29 +119,28 @@ def on_servers(model: TwoTowerModel, strategy: Any) -> TwoTowerModel:
         twin = TwoTowerModel(model.config, model.num_items, model.vocabulary_sizes)
     # Tensors of this process would be sent with every step; constants go to each worker once.
     twin.set_item_features(model.item_features, constant=np.asarray)
-    weights = deque(model.get_weights())
-    shards = deque(twin.weights)
-    while weights:
-        whole, first = weights.popleft(), 0
-        while not first or first < len(whole):
-            shard = shards.popleft()
-            if shard.shape == whole.shape:
-                shard.assign(whole)
-                break
-            shard.assign(whole[first : first + shard.shape[0]])
-            first += shard.shape[0]
+    for whole, shards in zip(model.get_weights(), _shards(twin.weights, model), strict=True):
+        ends = np.cumsum([shard.shape[0] for shard in shards[:-1]], dtype=int)
+        for shard, part in zip(shards, np.split(whole, ends) if len(shards) > 1 else [whole], strict=True):
+            shard.assign(part)
     return twin
 
 
 def fetch_weights(twin: TwoTowerModel, model: TwoTowerModel) -> None:
     """Sets the weights of `model` to those of its twin on the servers."""
-    shards, weights = deque(twin.get_weights()), []
+    parts = _shards(twin.get_weights(), model)
+    model.set_weights([own[0] if len(own) == 1 else np.concatenate(own) for own in parts])
+
+
+def _shards(values: Sequence[Any], model: TwoTowerModel) -> list[list[Any]]:
+    """`values` of the twin on the servers, together where they are shards, one after the other, of one of `model`'s."""
+    rest, found = deque(values), []
     for variable in model.weights:
-        parts = [shards.popleft()]
-        while np.shape(parts[0]) != tuple(variable.shape) and sum(map(len, parts)) < variable.shape[0]:
-            parts.append(shards.popleft())
-        weights.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    model.set_weights(weights)
+        own = [rest.popleft()]
+        while own[0].shape != variable.shape and sum(part.shape[0] for part in own) < variable.shape[0]:
+            own.append(rest.popleft())
+        found.append(own)
+    return found
 
 
 class AsynchronousSteps:
@@ -177,7 +160,7 @@ class AsynchronousSteps:
         self, strategy: Any, model: TwoTowerModel, set_rate: Callable[[Any], Any], jit_compile: bool | None
     ) -> None:
         self.coordinator = _coordinator(strategy)
-        self.limit = AHEAD * len(cluster_of_environment()[0]["worker"])
+        self.limit = AHEAD * len(cluster_of_environment(STRATEGY).jobs["worker"])
         self.handed_out: deque[Any] = deque()
 
         @tf.function(jit_compile=jit_compile, autograph=False)
@@ -208,7 +191,6 @@ def _coordinator(strategy: Any) -> Any:
 
 __all__ = [
     "AsynchronousSteps",
-    "cluster_of_environment",
     "fetch_weights",
     "is_asynchronous",
     "make_parameter_server_strategy",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.batches import query_batches
 from models.compression.encoder_rounding import levels_of, treatment
 from models.compression.rebuild import plain_copy
-from models.compression.rounding import round_carrying
+from models.compression.rounding import CarriedRounding
 from models.input_pipeline import Sequences
 from models.keras import keras, tf
 from models.ranking import sample_sequences
@@ -64,14 +64,14 @@ def round_for_inputs(kernel: NDArray[np.float32], moment: NDArray[np.float32], l
     """
     power = max(float(np.trace(moment)) / len(moment), 1e-12)
     metric = moment + np.float32(EVEN_SHARE * power) * np.eye(len(moment), dtype=np.float32)
-    columns, peak = kernel.T, np.abs(kernel).max(axis=0)
+    rounding, columns, peak = CarriedRounding(metric), kernel.T, np.abs(kernel).max(axis=0)
+    largest = np.abs(columns).argmax(axis=1)[:, None]
+    ends = (levels * np.sign(np.take_along_axis(columns, largest, axis=1))).astype(np.int8)
     best, least = np.zeros_like(columns), np.full(len(columns), np.inf)
     for clip in CLIPS:
         scale = (peak * np.float32(clip / levels)).astype(np.float32)[:, None]
-        integers = round_carrying(columns / np.where(scale > 0, scale, 1), metric, levels)
-        largest = np.argmax(np.abs(columns), axis=1)[:, None]
-        signs = np.sign(np.take_along_axis(columns, largest, axis=1))
-        np.put_along_axis(integers, largest, (levels * signs).astype(np.int8), axis=1)
+        integers = rounding(columns / np.where(scale > 0, scale, 1), levels)
+        np.put_along_axis(integers, largest, ends, axis=1)
         rounded = integers * scale
         error = np.einsum("oi,oi->o", (columns - rounded) @ metric, columns - rounded)
         better = error < least

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-CHUNK = 4096
-
 
 def quantize_rows(
     vectors: np.ndarray, levels: int, clip_ratios: tuple[float, ...] = (1.0,)
@@ -38,30 +36,28 @@ def quantize_rows(
     return best_integers, best_scale
 
 
-def round_carrying(scaled: np.ndarray, moment: np.ndarray, levels: int) -> np.ndarray:
+class CarriedRounding:
     """Rounds coordinate after coordinate, and carries each error over to those still to come.
 
     The carried share leaves the expected squared error of `input · row` smallest (the rounding of GPTQ, Frantar et al.,
     2022).
 
     Args:
-        scaled: Rows in units of their step `(N, D)`.
         moment: Second moment of the inputs `(D, D)`, positive definite.
-        levels: Largest magnitude of an integer, up to 127.
-
-    Returns:
-        Integers int8 `(N, D)`.
     """
-    order = np.argsort(-np.diag(moment), kind="stable")
-    inverse = np.linalg.inv(moment[np.ix_(order, order)].astype(np.float64))
-    carry = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper; row i tells where the error of i goes
-    integers = np.empty(scaled.shape, np.int8)
-    for start in range(0, len(scaled), CHUNK):
-        part = slice(start, start + CHUNK)
-        rest = np.ascontiguousarray(scaled[part][:, order].T)
-        for i, coordinate in enumerate(order):
+
+    def __init__(self, moment: np.ndarray) -> None:
+        self.order = np.argsort(-np.diag(moment), kind="stable")
+        inverse = np.linalg.inv(moment[np.ix_(self.order, self.order)].astype(np.float64))
+        self.carry = np.linalg.cholesky(inverse).T.astype(np.float32)  # upper; row i tells where the error of i goes
+
+    def __call__(self, scaled: np.ndarray, levels: int) -> np.ndarray:
+        """Integers int8 `(N, D)`, at most `levels` (up to 127), for rows in units of their step `(N, D)`."""
+        integers = np.empty(scaled.shape, np.int8)
+        rest = np.ascontiguousarray(scaled[:, self.order].T)
+        for i, coordinate in enumerate(self.order):
             rounded = np.clip(np.rint(rest[i]), -levels, levels)
-            integers[part, coordinate] = rounded
-            error = (rest[i] - rounded) / carry[i, i]
-            rest[i + 1 :] -= carry[i, i + 1 :, None] * error
-    return integers
+            integers[:, coordinate] = rounded
+            error = (rest[i] - rounded) / self.carry[i, i]
+            rest[i + 1 :] -= self.carry[i, i + 1 :, None] * error
+        return integers

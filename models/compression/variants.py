@@ -41,10 +41,8 @@ class Variant:
     @property
     def encoder_storage(self) -> str:
         """Storage of the encoder's matrices."""
-        if self.quantization_aware:
-            return "int8"  # the grid that the kernels were trained for
-        if self.calibrated and not self.storage.startswith("int"):
-            return "int8"
+        if self.quantization_aware or (self.calibrated and self.storage in ("float32", "bfloat16")):
+            return "int8"  # the grid that the kernels were trained or rounded for
         return self.storage if self.storage in ENCODER_STORAGES else "int8"
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.compression.rounding import round_carrying
+from models.compression.rounding import CarriedRounding
 from models.retrieval.clustering import Floats, Ints
 
 LEVELS = 127
@@ -38,7 +38,11 @@ def round_for_queries(vectors: Floats, moment: Floats) -> tuple[np.ndarray, Floa
     """
     scales = bfloat16_above(np.abs(vectors).max(axis=1, initial=0) / np.float32(LEVELS))
     divisors = np.where(scales > 0, scales, 1)[:, None]
-    return round_carrying(vectors / divisors, moment, LEVELS), scales
+    rounding, integers = CarriedRounding(moment), np.empty(vectors.shape, np.int8)
+    for start in range(0, len(vectors), CHUNK):
+        part = slice(start, start + CHUNK)
+        integers[part] = rounding(vectors[part] / divisors[part], LEVELS)
+    return integers, scales
 
 
 def bfloat16_above(values: Floats) -> Floats:

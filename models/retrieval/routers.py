@@ -70,14 +70,12 @@ class TwoLevelRouter(tf.Module):
         by_super = np.ascontiguousarray(weights.T).reshape(self.num_supers, -1)
         self.super_weights = tf.Variable(super_weights, trainable=False, name="super_router")
         self.weights = tf.Variable(tf.cast(by_super, tf.bfloat16), trainable=False, name="router")
-        self.opened = tf.Variable(np.full(self.num_blocks, self.num_supers, np.int32), trainable=False, name="opened")
-        self._said = np.zeros(self.num_blocks, np.int32)
+        self.opened = tf.Variable(np.zeros(self.num_blocks, np.int32), trainable=False, name="opened")
 
     def open_for(self, probes: list[Probes]) -> None:
-        """Opens what `probes` say, and for every number of blocks what others before them said, if that is more."""
+        """Opens what `probes` say; where others before them opened more, that."""
         opened = opened_for_blocks(probes, self.num_blocks, self.num_supers).astype(np.int32)
-        self.opened.assign(np.maximum(opened, self._said))
-        self._said = self.opened.numpy()
+        self.opened.assign(np.maximum(opened, self.opened.numpy()))
 
     def __call__(self, routed: tf.Tensor, num_probes: tf.Tensor) -> tf.Tensor:
         num_opened = tf.gather(self.opened.read_value(), num_probes - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,15 +94,6 @@ def test_a_server_that_never_comes_is_named(job) -> None:
     cluster = job(1, 1, start=False)
     _, err = cluster.chief(timeout=2).communicate(timeout=PATIENCE)
     assert f"{cluster.cluster['worker'][0]} of TF_CONFIG did not answer within 2 s" in err, err[-2000:]
-
-
-@pytest.mark.parametrize("text", [None, "servers please", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": []}'])
-def test_a_cluster_has_to_be_named(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    if text is not None:
-        monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match=f"reads the cluster from TF_CONFIG, which is '{re.escape(text or '')}'"):
-        make_strategy(TrainingConfig(strategy="parameter_server"))
 
 
 def test_chief_and_workers_do_not_take_each_others_place(monkeypatch: pytest.MonkeyPatch) -> None:

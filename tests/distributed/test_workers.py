@@ -74,10 +74,18 @@ def test_a_worker_whose_peer_never_comes_gives_up(start) -> None:
     assert "DeadlineExceeded" in err or "DEADLINE_EXCEEDED" in err, err[-2000:]
 
 
-@pytest.mark.parametrize("text", [None, "workers please", '{"cluster": {}}', '{"cluster": {"ps": ["a:1"]}}'])
-def test_a_cluster_has_to_be_named(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+@pytest.mark.parametrize("strategy", ["multi_worker_mirrored", "parameter_server"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *[None, "workers please", '{"cluster": {}}', '{"cluster": []}', '{"cluster": {"ps": ["a:1"]}}'],
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 1}}',
+    ],
+)
+def test_a_cluster_has_to_be_named(monkeypatch: pytest.MonkeyPatch, strategy: str, text: str | None) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if text is not None:
         monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match=f"reads the cluster from TF_CONFIG, which is '{re.escape(text or '')}'"):
-        make_strategy(TrainingConfig(strategy="multi_worker_mirrored"))
+    wanted = f"'{strategy}' reads the cluster from TF_CONFIG, which is '{text or ''}'"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        make_strategy(TrainingConfig(strategy=strategy))
