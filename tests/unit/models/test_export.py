@@ -24,6 +24,7 @@ from served_model import (
 
 from models.export import Catalogue, ServedTowers, export_saved_model
 from models.keras import tf
+from models.retrieval.exact import ExactTopK
 from models.serving_graph.encoder import call_with_weights, serving_encoder
 from models.serving_graph.errors import ExportError
 from models.serving_graph.histories import newest_known
@@ -181,6 +182,30 @@ def test_similar_items_never_return_the_item_itself(model, served):
     vectors = model.candidate_vectors().numpy()
     scores = vectors @ vectors[4] + model.item_bias().numpy()
     np.testing.assert_allclose(answer["scores"][0, 0], max(np.delete(scores, [0, 4, RETIRED])), rtol=1e-5)
+
+
+def test_the_index_learns_from_new_users_too_and_is_told_which_queries_are_items(model, tmp_path, monkeypatch):
+    given, told = {}, []
+
+    class Listening(ExactTopK):
+        def __call__(self, query, k, excluded_rows, of_items=False):
+            told.append(of_items)
+            return super().__call__(query, k, excluded_rows, of_items)
+
+    def build(vectors, live, bias, config, storage, *, queries):
+        given["queries"] = queries()
+        return Listening(vectors, live, bias=bias)
+
+    monkeypatch.setattr("models.export.build_retriever", build)
+    export(model, tmp_path)
+    assert set(told) == {True, False}  # similar_items and the rest
+
+    histories = [rows for rows in HISTORIES.values() if rows]
+    whole = [model.query_vectors(np.array([rows]))[0].numpy() for rows in histories]
+    short = [model.query_vectors(np.array([rows[-n:]]))[0].numpy() for rows in histories for n in (1, 2, 3)]
+    assert any(np.allclose(given["queries"][0], vector, atol=1e-5) for vector in short)
+    for query in given["queries"][1:]:
+        assert any(np.allclose(query, vector, atol=1e-5) for vector in whole)
 
 
 STOCK_CHECK = """
