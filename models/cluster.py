@@ -54,3 +54,19 @@ def cluster_of_environment(strategy: str) -> Cluster:
             f"{_EXAMPLES[strategy]} in every process"
         )
     return cluster
+
+
+def check_chief(strategy: str) -> None:
+    """Refuses early what a run with this `training.strategy` would stumble over in its Trainer.
+
+    Raises:
+        ValueError: As `cluster_of_environment`, or if the pipeline is run where a worker or server should be.
+    """
+    if strategy not in _EXAMPLES:
+        return
+    cluster = cluster_of_environment(strategy)
+    if strategy in _ALL_OF and cluster.job != "chief":
+        raise ValueError(
+            f"TF_CONFIG makes this process {cluster.job} {cluster.index}; the pipeline runs in the chief, and "
+            "`tandem worker` is the command of workers and servers"
+        )

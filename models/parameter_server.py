@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cluster import cluster_of_environment
+from models.cluster import check_chief, cluster_of_environment
 from models.config import TrainingConfig
 from models.keras import tf
 from models.two_tower import TwoTowerModel
@@ -68,12 +68,8 @@ def make_parameter_server_strategy(config: TrainingConfig) -> Any:
 
 @functools.cache
 def _connected(timeout_seconds: float, shard_bytes: int) -> Any:
+    check_chief(STRATEGY)
     cluster = cluster_of_environment(STRATEGY)
-    if cluster.job != "chief":
-        raise ValueError(
-            f"TF_CONFIG makes this process {cluster.job} {cluster.index}; the pipeline runs in the chief, and "
-            "`tandem worker` is the command of workers and servers"
-        )
     _wait_for([address for job in TASKS for address in cluster.jobs[job]], timeout_seconds)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.jobs), task_type="chief", task_id=0, rpc_layer="grpc"

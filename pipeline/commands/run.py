@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.errors import DataAnomalyError, InputError
+from models.cluster import check_chief
 from pipeline.commands.data import check_data, check_generate, generate_data
 from pipeline.config import RunConfig, load_config
 from pipeline.paths import RunPaths, data_location
@@ -51,6 +52,10 @@ def run(
     paths = RunPaths(root=root, data=(data_location(str(data)) if data else root / "data"), name=config.name)
     # All before anything is written.
     trained_models_version(config.two_tower("model", "loss", "training", "distillation"))
+    try:
+        check_chief(config.training.strategy)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     warnings = check_generate(paths, config) if generates else check_data(paths, config)
     try:
         paths.create()

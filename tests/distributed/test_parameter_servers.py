@@ -15,6 +15,7 @@ import pytest
 from models.config import TrainingConfig
 from models.distribution import make_strategy
 from models.parameter_server import serve_task
+from pipeline.cli import main
 from tests.distributed.processes import PATIENCE, SCRIPT, answer, free_ports
 
 pytestmark = pytest.mark.distributed
@@ -104,3 +105,4 @@ def test_chief_and_workers_do_not_take_each_others_place(monkeypatch: pytest.Mon
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "chief", "index": 0}}))
     with pytest.raises(ValueError, match="makes this process the chief, which runs the pipeline"):
         serve_task()
+    assert main(["worker"]) == 2

@@ -197,6 +197,10 @@ SETTING_CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "missing folder": (run_arguments(data="dat"), ["data folder", "does not exist", "did you mean", "data?"]),
     "file for a folder": (run_arguments(data="data/items.csv"), ["is a file; give the folder"]),
+    "workers without a cluster": (
+        run_arguments("training.strategy=multi_worker_mirrored"),
+        ["'multi_worker_mirrored' reads the cluster from TF_CONFIG, which is ''", '{"cluster": {"worker":'],
+    ),
     "no data": (["run", "shop.toml", "--output", "out"], ["has no data of its own; pass --data DIR"]),
     "unknown preset": (run_arguments(preset="quikstart"), ["unknown preset 'quikstart'", "did you mean 'quickstart'?"]),
     "missing preset file": (run_arguments(preset="shp.toml"), ["shp.toml: no such file"]),
