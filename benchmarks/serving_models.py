@@ -11,7 +11,7 @@ from serving.load_generator import Recorded, generate_requests
 MODEL = "bench"
 NUM_ITEMS = 100_000
 HISTORY_LENGTH = 20
-_DIMENSIONS = 64
+DIMENSIONS = 64
 
 
 def write_trivial(base: Path, version: int) -> None:
@@ -36,8 +36,8 @@ def trivial_message(value: float = 1.0) -> bytes:
     return bytes(request.SerializeToString())
 
 
-def write_recommender(base: Path, storage: str, num_items: int = NUM_ITEMS) -> None:
-    """Exports Tandem's served model as version 1: transformer of two layers, 64 dimensions, exact top-k.
+def write_recommender(base: Path, storage: str, num_items: int = NUM_ITEMS, dimensions: int = DIMENSIONS) -> None:
+    """Exports Tandem's served model as version 1: transformer of two layers, exact top-k.
 
     It is untrained: its answers are worth nothing, its cost is that of a trained one.
 
@@ -45,6 +45,7 @@ def write_recommender(base: Path, storage: str, num_items: int = NUM_ITEMS) -> N
         base: Base path of the server.
         storage: Of the item vectors: `float32`, or `int8` as the Compressor mostly chooses.
         num_items: Size of the catalogue.
+        dimensions: Width of vectors and encoder; 256 is that of the preset movielens_1m.
     """
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     from models.config import ModelConfig, RetrievalConfig, TwoTowerConfig
@@ -53,7 +54,8 @@ def write_recommender(base: Path, storage: str, num_items: int = NUM_ITEMS) -> N
     from models.serving_graph.users import UserHistories
     from models.two_tower import TwoTowerModel
 
-    shape = ModelConfig(embedding_dim=_DIMENSIONS, num_layers=2, num_heads=2, max_history_length=50)
+    heads = max(2, dimensions // 64)
+    shape = ModelConfig(embedding_dim=dimensions, num_layers=2, num_heads=heads, max_history_length=50)
     config = TwoTowerConfig(model=shape, retrieval=RetrievalConfig(default_k=10, method="exact"))
     model = TwoTowerModel(config, num_items)
     live = np.arange(num_items + 1) > 0

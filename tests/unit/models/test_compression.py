@@ -158,10 +158,27 @@ def test_large_tables_stay_encoded_in_memory(monkeypatch):
     assert type(make_table(np.ones((101, 8)), "int8")).__name__ == "Int8Table"
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4"])
+def test_tables_widened_in_blocks_answer_as_in_one(storage, monkeypatch):
+    rng = np.random.default_rng(4)
+    vectors, bias = rng.normal(size=(150, 8)).astype(np.float32), rng.normal(size=150).astype(np.float32)
+    bias[0] = -np.inf
+    whole = PACKED[storage](vectors, bias)
+    monkeypatch.setattr("models.compression.storage.WIDENED_BYTES", 64 * 8 * 4)
+    blocks = PACKED[storage](vectors, bias)
+    assert blocks.matrix.shape[0] == 3  # of 64 columns, the last filled up
+    rows = tf.constant([[0, 63], [64, 149]])
+    np.testing.assert_array_equal(blocks.gather(rows), whole.gather(rows))
+    scores = blocks.scores(tf.constant(vectors[:5])).numpy()
+    np.testing.assert_allclose(scores[:, :150], whole.scores(tf.constant(vectors[:5])), rtol=1e-5)
+    assert scores.shape == (5, 192)
+    assert (scores[:, 150:] == -np.inf).all()
+
+
 def test_int4_packs_and_unpacks_by_hand():
     vectors = np.array([[7.0, -7.0, 1.0, 0.0]], np.float32)
     packed = PACKED["int4"](vectors, np.zeros(1, np.float32))
-    assert packed.matrix.numpy().tolist() == [[15 | 9 << 4], [1 | 8 << 4]]
+    assert packed.matrix.numpy().tolist() == [[[15 | 9 << 4], [1 | 8 << 4]]]
     for table in (packed, make_table(vectors, "int4")):
         assert table.gather(tf.constant([[0]])).numpy().tolist() == [[[7.0, -7.0, 1.0, 0.0]]]
         assert table.scores(tf.constant([[1.0, 1.0, 3.0, 5.0]])).numpy().tolist() == [[3.0]]
