@@ -166,7 +166,7 @@ def test_tables_widened_in_blocks_answer_as_in_one(storage, monkeypatch):
     whole = PACKED[storage](vectors, bias)
     monkeypatch.setattr("models.compression.storage.WIDENED_BYTES", 64 * 8 * 4)
     blocks = PACKED[storage](vectors, bias)
-    assert blocks.matrix.shape[0] == 3  # of 64 columns, the last filled up
+    assert blocks.matrix.shape[:2] == (3, 64)  # the last filled up
     rows = tf.constant([[0, 63], [64, 149]])
     np.testing.assert_array_equal(blocks.gather(rows), whole.gather(rows))
     scores = blocks.scores(tf.constant(vectors[:5])).numpy()
@@ -178,7 +178,7 @@ def test_tables_widened_in_blocks_answer_as_in_one(storage, monkeypatch):
 def test_int4_packs_and_unpacks_by_hand():
     vectors = np.array([[7.0, -7.0, 1.0, 0.0]], np.float32)
     packed = PACKED["int4"](vectors, np.zeros(1, np.float32))
-    assert packed.matrix.numpy().tolist() == [[[15 | 9 << 4], [1 | 8 << 4]]]
+    assert packed.matrix.numpy().tolist() == [[[15 | 9 << 4, 1 | 8 << 4]]]
     for table in (packed, make_table(vectors, "int4")):
         assert table.gather(tf.constant([[0]])).numpy().tolist() == [[[7.0, -7.0, 1.0, 0.0]]]
         assert table.scores(tf.constant([[1.0, 1.0, 3.0, 5.0]])).numpy().tolist() == [[3.0]]
