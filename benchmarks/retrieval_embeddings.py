@@ -22,6 +22,7 @@ NEIGHBOURS = 10
 # Length of the noise as a share of a vector's length.
 NOISE = 0.1
 CHUNK = 64
+CHOOSING = 1000
 
 
 def grow(base: np.ndarray, count: int, rng: np.random.Generator, *, unit: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +64,11 @@ def exact_top(items: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 
 
 def data_set(base_file: Path, num_items: int, file: Path) -> dict[str, np.ndarray]:
-    """Items, test queries, training queries of other users, and the exact answers; kept in `file`."""
+    """Items, test queries, training queries of other users, and the exact answers; kept in `file`.
+
+    The first `CHOOSING` training queries, by which an index chooses what it reads, come from users of their own, as in
+    a pipeline's run.
+    """
     if not file.exists():
         base = np.load(base_file)
         unit = bool(np.allclose(np.linalg.norm(base["items"], axis=1), 1, atol=1e-3))
@@ -71,9 +76,12 @@ def data_set(base_file: Path, num_items: int, file: Path) -> dict[str, np.ndarra
         users = base["queries"][rng.permutation(len(base["queries"]))]
         test_users, training_users = np.split(users, [len(users) // 5])
         test, _ = grow(test_users, 1000, rng, unit=unit)
-        training, _ = grow(training_users, 20_000, rng, unit=unit)
+        choosing_users, others = np.split(training_users, [len(training_users) // 5])
+        choosing, _ = grow(choosing_users, CHOOSING, rng, unit=unit)
+        training, _ = grow(others, 10_000 - CHOOSING, rng, unit=unit)
         items, _ = grow(base["items"], num_items, np.random.default_rng(num_items), unit=unit)
-        np.savez(file, items=items, test=test, training=training[:10_000], truth=exact_top(items, test, 100))
+        training = np.concatenate([choosing, training])
+        np.savez(file, items=items, test=test, training=training, truth=exact_top(items, test, 100))
     return dict(np.load(file))
 
 
