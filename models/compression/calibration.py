@@ -95,7 +95,8 @@ def input_moments(
         read = reader(model.encoder_inputs(tf.gather(table, rows), rows, batch), training=False)
         for number, values in enumerate(tf.nest.flatten(read)):
             array = values.numpy()
-            used = array[batch["rows"] > 0] if array.ndim == 3 else array
+            used = array[batch["rows"] > 0] if array.shape[1:-1] == batch["rows"].shape[1:] else array
+            used = used.reshape(-1, array.shape[-1])  # of a context, which a request has once, every row
             sums[number] += used.sum(axis=0)
             products[number] += used.T @ used
             counts[number] += len(used)

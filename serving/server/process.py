@@ -21,6 +21,7 @@ from serving.server.grpc_api import GrpcApi
 from serving.server.health import HealthService
 from serving.server.http_connections import GuardedServer
 from serving.server.loading import LoadOptions, ModelLoader
+from serving.server.memory import freeze_startup_objects
 from serving.server.metrics import Metrics
 from serving.server.model_config import read_model_config, single_model_config
 from serving.server.request_log import RequestLog
@@ -120,6 +121,7 @@ class ModelServer:
             await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                freeze_startup_objects()
                 grpc_server = await self._start_grpc()
                 runner = await self._start_rest()
                 if self._flags.model_config_file and self._flags.model_config_file_poll_wait_seconds > 0:

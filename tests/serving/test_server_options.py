@@ -3,6 +3,7 @@
 import http.client
 import json
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -98,3 +99,20 @@ def test_the_config_file_is_read_again(base_path: Path, tmp_path: Path) -> None:
         while "predictions" not in ask(server, name="second"):
             assert time.monotonic() < give_up
             time.sleep(0.1)
+
+
+def test_garbage_collections_under_load_do_not_look_at_what_was_imported(base_path: Path) -> None:
+    program = """
+import asyncio, gc, os, signal, sys
+from serving.server.flags import parse_flags
+from serving.server.process import ModelServer
+def ready():
+    print(len(gc.get_objects()), gc.get_freeze_count())
+    os.kill(os.getpid(), signal.SIGTERM)
+asyncio.run(ModelServer(parse_flags(sys.argv[1:])[0]).serve(ready))
+"""
+    flags = [f"--model_base_path={base_path}", "--port=0", "--rest_api_port=0"]
+    outcome = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, check=True)
+    collected, frozen = map(int, outcome.stdout.split())
+    assert frozen > 100_000
+    assert collected < 0.1 * frozen

@@ -20,6 +20,7 @@ from components.transform.analysing import make_graph
 from components.transform.applying import apply
 from components.transform.learning import learn
 from models.batches import TrainingBatches, query_batches
+from models.compression.calibration import calibrated_copy
 from models.compression.distillation import Student, student_config
 from models.compression.errors import CompressionError
 from models.compression.fine_tuning import FineTuning
@@ -241,6 +242,16 @@ def test_pruned_quantised_and_shrunk_models_keep_their_context(fitted: TwoTowerM
     for model in (prune(fitted, 0.3, tune.num_steps(fitted), tune), train_quantized(fitted, tune), smaller):
         assert share_right(model) == 1.0
     assert shrink(fitted, Removal(columns=0.5)).history_encoder.get_layer("context_scale").kernel.shape[1] == 4
+
+
+def test_calibrated_rounding_keeps_the_context(
+    fitted: TwoTowerModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.compression.encoder_rounding.MIN_SIZE", 16)
+    copy = calibrated_copy(fitted, data.train)  # whose histories come without a request's context
+    kernels = [model.history_encoder.get_layer("context_scale").kernel.numpy() for model in (fitted, copy)]
+    assert 0 < np.abs(kernels[0] - kernels[1]).max() < 0.01 * np.abs(kernels[0]).max()
+    assert share_right(copy) == 1.0
 
 
 def test_the_tower_for_devices_takes_the_context(fitted: TwoTowerModel) -> None:
