@@ -23,9 +23,7 @@ class ExactTopK(tf.Module):
     the same answer many times faster. Chosen blocks are put back in row order, so equal scores
     come by ascending row.
 
-    Exclusion never costs results: with E excluded rows, the k best of the rest lie in the k + E blocks with the
-    largest maxima, and only their columns are looked at. A pass over all scores, to set those rows to -inf, is for
-    catalogues of one pass and for requests that exclude more than a quarter of the blocks.
+    Excluded rows are set to -inf before, in place, so exclusion never costs results.
 
     Args:
         vectors: Candidate vectors `(N + 1, D)`; row 0 is padding and never returned.
@@ -68,16 +66,8 @@ class ExactTopK(tf.Module):
         self, query: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor, of_items: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
         k = checked_k(k, self.num_live)
-        scores = self.table.scores(query)
-        if self.block == 1:
-            values, rows = tf.math.top_k(_mask_rows(scores, excluded_rows), k)
-        else:
-            nothing = tf.zeros([tf.shape(query)[0], 0], tf.int32)
-            values, rows = tf.cond(
-                tf.shape(excluded_rows)[1] <= self.table.num_columns // self.block // 4,
-                lambda: _two_pass_top_k(scores, k, excluded_rows, self.block),
-                lambda: _two_pass_top_k(_mask_rows(scores, excluded_rows), k, nothing, self.block),
-            )
+        scores = _mask_rows(self.table.scores(query), excluded_rows)
+        values, rows = tf.math.top_k(scores, k) if self.block == 1 else _two_pass_top_k(scores, k, self.block)
         return values, rows * tf.cast(tf.math.is_finite(values), tf.int32)
 
 
@@ -125,34 +115,20 @@ def checked_k(k: tf.Tensor, num_live: int) -> tf.Tensor:
 
 def _mask_rows(scores: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """`scores` `(B, N)` with -inf at `rows` `(B, E)`; column 0 is -inf anyway, so padding is free."""
-    num_columns = tf.shape(scores)[1]
+    num_columns = scores.shape[1]
     offsets = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * num_columns
     positions = tf.reshape(rows + offsets, [-1, 1])
     updates = tf.fill([tf.size(positions)], tf.constant(-np.inf, tf.float32))
     return tf.reshape(tf.tensor_scatter_nd_update(tf.reshape(scores, [-1]), positions, updates), [-1, num_columns])
 
 
-def _two_pass_top_k(
-    scores: tf.Tensor, k: tf.Tensor, excluded_rows: tf.Tensor, block: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """`top_k` of `scores` `(B, N)`, N a multiple of `block`, without `excluded_rows` `(B, E)`; ties by row."""
+def _two_pass_top_k(scores: tf.Tensor, k: tf.Tensor, block: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """`top_k` of `scores` `(B, N)`, N a multiple of `block`; ties by row."""
     num_blocks = scores.shape[1] // block
     blocks = tf.reshape(scores, [-1, num_blocks, block])
-    num_chosen = tf.minimum(k + tf.shape(excluded_rows)[1], num_blocks)
+    num_chosen = tf.minimum(k, num_blocks)
     _, chosen = tf.math.top_k(tf.reduce_max(blocks, axis=2), num_chosen, sorted=False)
     chosen = tf.sort(chosen, axis=1)
     candidates = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [-1, num_chosen * block])
-    values, positions = tf.math.top_k(_mask_chosen(candidates, chosen, excluded_rows, block), k)
-    block_of = tf.gather(chosen, positions // block, batch_dims=1)
-    return values, block_of * block + positions % block
-
-
-def _mask_chosen(candidates: tf.Tensor, chosen: tf.Tensor, rows: tf.Tensor, block: int) -> tf.Tensor:
-    """`candidates` `(B, C · block)`, the columns of the `chosen` blocks `(B, C)` ascending, with -inf at `rows`."""
-    num_chosen = tf.shape(chosen)[1]
-    place = tf.raw_ops.LowerBound(sorted_inputs=chosen, values=rows // block)
-    place = tf.minimum(place, num_chosen - 1)
-    is_chosen = tf.gather(chosen, place, batch_dims=1) == rows // block
-    # An excluded row outside of the chosen blocks falls on one column behind the last.
-    columns = tf.where(is_chosen, place * block + rows % block, num_chosen * block)
-    return _mask_rows(tf.pad(candidates, [[0, 0], [0, 1]]), columns)[:, :-1]
+    values, positions = tf.math.top_k(candidates, k)
+    return values, tf.gather(chosen, positions // block, batch_dims=1) * block + positions % block
