@@ -9,10 +9,10 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 from google.protobuf import descriptor_pb2, json_format
 from google.protobuf.descriptor import FileDescriptor
@@ -39,15 +39,15 @@ def ghz_loop(ghz: str, address: str, pid: int, messages: Sequence[bytes], client
     with tempfile.TemporaryDirectory() as folder:
         protos, data = Path(folder) / "services.protoset", Path(folder) / "requests.json"
         protos.write_bytes(_descriptors().SerializeToString())
-        requests = [json_format.MessageToDict(predict_pb2.PredictRequest.FromString(raw)) for raw in messages]
-        data.write_text(json.dumps(requests))
+        requests = [predict_pb2.PredictRequest.FromString(raw) for raw in messages]
+        data.write_text(json.dumps([json_format.MessageToDict(r, preserving_proto_field_name=True) for r in requests]))
         command = [ghz, "--insecure", f"--protoset={protos}", f"--call={PREDICT[1:]}", f"--data-file={data}"]
         command += [f"--concurrency={clients}", f"--duration={seconds}s", "--duration-stop=wait", "--format=json"]
         before = sum(process.cpu_times()[:2])
         report = json.loads(subprocess.run([*command, address], check=True, capture_output=True, text=True).stdout)
     cpu_per_answer = (sum(process.cpu_times()[:2]) - before) / report["count"]
-    answers = [(datetime.fromisoformat(row["timestamp"][:26]), row) for row in report["details"]]
-    begin = min(asked for asked, _ in answers) + timedelta(seconds=RAMP_SECONDS)
+    answers = [(pd.Timestamp(row["timestamp"]).timestamp(), row) for row in report["details"]]
+    begin = min(asked for asked, _ in answers) + RAMP_SECONDS
     counted = [row for asked, row in answers if asked >= begin]
     latencies = [row["latency"] / 1e6 for row in counted if row["status"] == "OK"]
     errors: Counter[str] = Counter(row["status"] for row in counted if row["status"] != "OK")
