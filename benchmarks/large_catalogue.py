@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200, help="timed requests")
     parser.add_argument("--work", type=Path, default=Path("runs/large_catalogue"))
     options = parser.parse_args()
+    options.work /= f"{options.vectors.stem}-{options.items}-{options.recall_target}"
     vectors = np.load(options.vectors)
     base = vectors["items"]
     rng = np.random.default_rng(0)
