@@ -48,7 +48,7 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "full softmax (preset)": [],
         "sampled softmax, 512 uniform": ["loss.kind=sampled_softmax"],
         "sampled softmax, 512 mixed": ["loss.kind=sampled_softmax", "loss.negative_sampling=mixed"],
-        "gBCE, 64 per position": ["loss.kind=gbce", "loss.num_negatives=64"],
+        "gBCE, 64 negatives a position": ["loss.kind=gbce", "loss.num_negatives=64"],
         "in-batch, corrected": ["loss.kind=in_batch"],
         "in-batch, not corrected": ["loss.kind=in_batch", "loss.logq_correction=false"],
     },
@@ -56,7 +56,7 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "transformer, rotary positions (preset)": [],
         "transformer, learned positions": ["model.positions=learned"],
         "hstu": [LEARNED, "model.history_encoder=hstu"],
-        "gru": [LEARNED, "model.history_encoder=gru", "model.num_layers=1"],
+        "gru, one layer": [LEARNED, "model.history_encoder=gru", "model.num_layers=1"],
         "mean": [LEARNED, "model.history_encoder=mean"],
         "wide": [LEARNED, "model.history_encoder=wide"],
     },
@@ -67,8 +67,8 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "ids, age, gender and occupation": [f"features=[{USER}]"],
         "ids, hour and weekday of the request": [f"features=[{ASKED_AT}]"],
         "ids, time since the last event": [f"features=[{IDLE}]"],
-        "ids, time gaps": ["model.time_gaps=true"],
-        "genres, title words, year": [f"features=[{GENRES},{TITLE},{YEAR}]", "model.use_item_ids=false"],
+        "ids, time gaps inside the history": ["model.time_gaps=true"],
+        "genres, title words, year, no ids": [f"features=[{GENRES},{TITLE},{YEAR}]", "model.use_item_ids=false"],
     },
     "start": {"co-occurrence (preset)": [], "random": ["training.item_initialization=random"]},
 }
@@ -95,7 +95,7 @@ def main() -> int:
         if name == "ablation":
             command.add_argument("--table", choices=sorted(ABLATIONS), required=True)
             command.add_argument("--epochs", type=int, default=3, help="shortened training, alike for all rows")
-            command.add_argument("--row", default="", help="only the rows whose name begins like this")
+            command.add_argument("--row", default="", help="only the row of this name")
     arguments = parser.parse_args()
     arguments.function(arguments)
     return 0
@@ -139,7 +139,8 @@ def ablation(arguments: argparse.Namespace) -> None:
     """One row for each value of one choice, all with the same shortened training."""
     split = make_split(arguments, "leave-one-out")
     rows = {}
-    chosen = {name: changes for name, changes in ABLATIONS[arguments.table].items() if name.startswith(arguments.row)}
+    table = ABLATIONS[arguments.table]
+    chosen = {arguments.row: table[arguments.row]} if arguments.row in table else {} if arguments.row else table
     if not chosen:
         raise SystemExit(
             f"--row {arguments.row!r}: table {arguments.table} has {', '.join(ABLATIONS[arguments.table])}"

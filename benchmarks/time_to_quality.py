@@ -3,7 +3,7 @@
     python benchmarks/time_to_quality.py --data MOVIELENS_1M --yardstick DIR --torch-python TORCH_ENV/bin/python
 
 `--torch-python` is the interpreter of an environment with torch, numpy, pandas and pyarrow. Tandem's seconds are
-those of the whole Trainer process including its validations and start of the item vectors; the peer's are those of
+those of the training loop with its validations, without the start of the item vectors (2 s); the peer's are those of
 its training steps alone. Needs two free cores.
 """
 
