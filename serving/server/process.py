@@ -113,6 +113,7 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        freeze_startup_objects()  # not those of a model, which must go when it is unloaded
         self._manager.start()
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(asyncio.to_thread(self._core.reload_config, self._config))
@@ -121,7 +122,6 @@ class ModelServer:
             await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                freeze_startup_objects()
                 grpc_server = await self._start_grpc()
                 runner = await self._start_rest()
                 if self._flags.model_config_file and self._flags.model_config_file_poll_wait_seconds > 0:
