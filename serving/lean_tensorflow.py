@@ -5,6 +5,7 @@ which only calls the C API, or a client which only needs protocol buffers, never
 modules alone take about 1 s. See docs/decisions/0041-serve-through-the-c-api.md.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -34,6 +35,9 @@ def lean_tensorflow() -> Iterator[None]:
     stand_in.__file__ = spec.origin
     sys.modules["tensorflow"] = stand_in
     try:
+        # Begun by `tensorflow_serving.apis` later, these would start the real package, which would find them unready.
+        for name in ("example.example_pb2", "protobuf.config_pb2"):
+            importlib.import_module(f"tensorflow.core.{name}")
         yield
     finally:
         if sys.modules.get("tensorflow") is stand_in:

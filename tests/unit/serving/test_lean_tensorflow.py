@@ -92,3 +92,9 @@ def test_folders_that_do_not_load(model_path: Path, tmp_path: Path, damage: str)
         shutil.rmtree(broken / "assets")
     with pytest.raises(StatusError):
         LoadedModel(broken, tags)
+
+
+@pytest.mark.parametrize("first", ["tensorflow_serving.apis.prediction_log_pb2", "tensorflow"])
+def test_the_real_package_still_imports_after_the_client(first: str) -> None:
+    program = f"from serving.client import Client\nimport {first}\nimport tensorflow\ntensorflow.train.Example()"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
