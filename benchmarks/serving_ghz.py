@@ -1,7 +1,7 @@
 """Load from ghz, a gRPC load generator in Go that takes a tenth of the processor time of a Python client.
 
 A client in Python takes as long to send a request as the server takes to answer it, and its own queue is part of the
-latency it sees. `go install github.com/bojand/ghz/cmd/ghz@v0.120.0` builds it.
+latency it sees. `go install github.com/bojand/ghz/cmd/ghz@v0.93.0` builds it.
 """
 
 import json

@@ -6,8 +6,8 @@ Tables up to `EXPANDED_BYTES` lie encoded in the SavedModel and become float32 w
 columns, `(dim, num_columns)`, and once as rows: many columns are scanned by several queries 1.2 to 5 times faster on a
 CPU than with `transpose_b`, and gathers are quicker from rows. A request then costs what it costs with float32, and
 every encoding of `models.compression.codecs` works. Larger ones stay encoded in memory and are widened in the graph,
-`WIDENED_BYTES` of float32 at a time. Products accumulate in float32, so the scores
-are exact for the stored vectors and need no re-rank.
+`WIDENED_BYTES` of float32 at a time. Products accumulate in float32, so the scores are exact for the stored vectors
+and need no re-rank.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def limit_arenas() -> None:
 def freeze_startup_objects() -> None:
     """Keeps all that exists now out of future garbage collections; to be called before the first model is loaded.
 
-    A full collection looks at every object, and the imports of TensorFlow and gRPC alone make half a million: it stops
-    all requests for 60 to 90 ms, several times in ten seconds of load. Without those it takes less than one.
+    A full collection looks at every object, nearly all of which come from imports: it stopped all requests for 60 to
+    90 ms, several times in ten seconds of load. Without those it takes about one.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Memory: what is read from the system, that allocations above a bound fail, what collections look at."""
+"""The bound on memory: what is read from the system, and that allocations above it fail."""
 
 import subprocess
 import sys
