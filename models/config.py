@@ -132,6 +132,11 @@ class ModelConfig(Record):
             queries and keys of the transformer, so that attention sees distances alone.
         feed_forward_units: The hidden units themselves; 0 = by the multiplier.
         attention_width: Width of a block's queries, keys and values together; 0 = `embedding_dim`.
+        feed_forward_activation: Of a transformer block; `swiglu` is a product of two matrices' outputs.
+        residual_gates: What a part of a transformer block adds passes a gate set by the part's input. With `swiglu` the
+            form of eSASRec.
+        shared_items: An item in a history is its candidate vector. False adds a second vector to it, so that what an
+            item tells of a taste is learnt apart from what makes it an answer; `wide` always has that table.
         max_history_length: Newest items the encoder reads, in training and serving.
         dropout: Of the encoder.
         id_dropout: Share of items whose id embedding is hidden per training step, so that content
@@ -153,6 +158,9 @@ class ModelConfig(Record):
     positions: Literal["learned", "rotary"] = "learned"
     feed_forward_units: int = Field(0, ge=0, le=16_384)
     attention_width: int = Field(0, ge=0, le=4096)
+    feed_forward_activation: Literal["relu", "swiglu"] = "relu"
+    residual_gates: bool = False
+    shared_items: bool = True
     max_history_length: int = Field(200, ge=1, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
     id_dropout: float = Field(0.0, ge=0, lt=1)
@@ -194,6 +202,23 @@ class ModelConfig(Record):
                     "choose embedding_dim / num_heads even"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _only_blocks_have_parts(self) -> ModelConfig:
+        if self.history_encoder == "transformer":
+            return self
+        for key in ("residual_gates", "feed_forward_activation"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f'{key} is a setting of transformer blocks, and history_encoder = "{self.history_encoder}" has '
+                    f"none; leave {key} out, or choose transformer"
+                )
+        return self
+
+    @property
+    def has_history_table(self) -> bool:
+        """True if items in a history have a vector beside their candidate vector."""
+        return self.history_encoder == "wide" or not self.shared_items
 
     @property
     def attention_dim(self) -> int:
@@ -444,11 +469,11 @@ class TwoTowerConfig(Record):
                 f"item_ids.min_count = {self.item_ids.min_count} shares id embeddings, but model.use_item_ids = false "
                 "has none; leave min_count out"
             )
-        if self.model.history_encoder == "wide":
+        if self.model.has_history_table:
+            reason = "history_encoder = 'wide'" if self.model.history_encoder == "wide" else "shared_items = false"
             raise ValueError(
                 f"item_ids.min_count = {self.item_ids.min_count} shares rows of the candidate tower's table, but "
-                "model.history_encoder = 'wide' has a second table with a row per item; leave min_count out or choose "
-                "another encoder"
+                f"model.{reason} has a second table with a row per item; leave min_count out or change that key"
             )
         return self
 

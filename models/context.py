@@ -17,6 +17,7 @@ from typing import Any
 from models.config import ModelConfig
 from models.features import FeatureColumn
 from models.keras import keras, tf
+from models.randomness import random_uniform
 from models.towers import embed_features
 
 # Of fresh embeddings. Contexts meet the finished vector, so nothing but their own size sets how fast they are learnt:
@@ -46,7 +47,7 @@ class Modulate(keras.layers.Layer):
     def call(self, hidden: Any, scale: Any, shift: Any, training: bool | None = None) -> Any:  # noqa: D102
         scale, shift = tf.cast(scale, hidden.dtype), tf.cast(shift, hidden.dtype)
         if training and self.hidden_share:
-            kept = tf.random.uniform(tf.concat([tf.shape(scale)[:2], [1]], axis=0)) >= self.hidden_share
+            kept = random_uniform(tf.concat([tf.shape(scale)[:2], [1]], axis=0)) >= self.hidden_share
             scale, shift = tf.where(kept, scale, 0.0), tf.where(kept, shift, 0.0)
         return hidden * (1.0 + scale) + shift
 

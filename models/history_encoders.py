@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.context import context_inputs, with_context
 from models.features import FeatureColumn
 from models.keras import keras, tf
+from models.randomness import StepDropout
 from models.time_gaps import HISTORY_GAPS, NUM_BUCKETS, KnownGaps
 from models.towers import embed_features, feature_inputs
 
@@ -243,20 +244,28 @@ class UnitLength(keras.layers.Layer):
         return tf.math.l2_normalize(inputs, axis=-1)
 
 
+@keras.utils.register_keras_serializable(package="tandem")
+class ItemRows(keras.layers.Layer):
+    """Rows without the sign that marks where a history begins."""
+
+    def call(self, rows: Any) -> Any:  # noqa: D102
+        return tf.abs(rows)
+
+
 Block = Callable[[Any, Any, ModelConfig, Any], Any]
 
 
 def mean_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
     """Weighted mean of the candidate vectors, one linear map after it."""
     pooled = CausalMean(config.max_history_length, dtype=policy, name="mean")(inputs, rows)
-    pooled = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")(pooled)
+    pooled = StepDropout(config.dropout, dtype=policy, name="dropout")(pooled)
     return keras.layers.Dense(config.embedding_dim, dtype=policy, name="output_projection")(pooled)
 
 
 def gru_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
     """Stacked GRUs (GRU4Rec) with a linear output."""
     mask = tf.not_equal(rows, 0)
-    hidden = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")(inputs)
+    hidden = StepDropout(config.dropout, dtype=policy, name="dropout")(inputs)
     for layer in range(config.num_layers):
         recurrent = keras.layers.GRU(config.embedding_dim, return_sequences=True, dtype=policy, name=f"gru_{layer}")
         hidden = recurrent(hidden, mask=mask)
@@ -264,7 +273,11 @@ def gru_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
 
 
 def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any, packed: bool = False) -> Any:
-    """Pre-norm causal transformer (SASRec, ICDM 2018, in the form of eSASRec, RecSys 2025)."""
+    """Pre-norm causal transformer (SASRec, ICDM 2018; with gates and SwiGLU that of eSASRec, RecSys 2025).
+
+    With `residual_gates` each part f of a block adds sigmoid(W x) * f(norm(x)) to its input x, not f(norm(x)), as
+    in LiGR (Borisyuk et al., 2025). `swiglu` is SiLU(W x) * V x (Shazeer, 2020).
+    """
     dim, hidden = config.embedding_dim, inputs
     for layer in range(config.num_layers):
         normed = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name=f"attention_norm_{layer}")(hidden)
@@ -278,16 +291,39 @@ def transformer_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any,
             config.num_heads, config.positions == "rotary", packed, dtype=policy, name=f"attention_{layer}"
         )(query, key, value, rows)
         mixed = keras.layers.Dense(dim, dtype=policy, name=f"attention_output_{layer}")(mixed)
-        mixed = keras.layers.Dropout(config.dropout, dtype=policy, name=f"attention_dropout_{layer}")(mixed)
+        mixed = StepDropout(config.dropout, dtype=policy, name=f"attention_dropout_{layer}")(mixed)
+        if config.residual_gates:
+            mixed = gated(mixed, hidden, policy, f"attention_gate_{layer}")
         hidden = keras.layers.Add(dtype=policy, name=f"attention_residual_{layer}")([hidden, mixed])
         normed = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name=f"feed_forward_norm_{layer}")(hidden)
-        wide = keras.layers.Dense(
-            config.feed_forward_dim, activation="relu", dtype=policy, name=f"feed_forward_in_{layer}"
-        )(normed)
+        wide = feed_forward_units(normed, config, policy, layer)
         narrow = keras.layers.Dense(dim, dtype=policy, name=f"feed_forward_out_{layer}")(wide)
-        narrow = keras.layers.Dropout(config.dropout, dtype=policy, name=f"feed_forward_dropout_{layer}")(narrow)
+        narrow = StepDropout(config.dropout, dtype=policy, name=f"feed_forward_dropout_{layer}")(narrow)
+        if config.residual_gates:
+            narrow = gated(narrow, hidden, policy, f"feed_forward_gate_{layer}")
         hidden = keras.layers.Add(dtype=policy, name=f"feed_forward_residual_{layer}")([hidden, narrow])
     return keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="output_norm")(hidden)
+
+
+def feed_forward_units(normed: Any, config: ModelConfig, policy: Any, layer: int) -> Any:
+    """Hidden units `(B, L, U)` of a block's feed-forward part."""
+    is_product = config.feed_forward_activation == "swiglu"
+    units = keras.layers.Dense(
+        config.feed_forward_dim,
+        activation="silu" if is_product else "relu",
+        dtype=policy,
+        name=f"feed_forward_in_{layer}",
+    )(normed)
+    if not is_product:
+        return units
+    linear = keras.layers.Dense(config.feed_forward_dim, dtype=policy, name=f"feed_forward_linear_{layer}")(normed)
+    return keras.layers.Multiply(dtype=policy, name=f"feed_forward_product_{layer}")([units, linear])
+
+
+def gated(part: Any, hidden: Any, policy: Any, name: str) -> Any:
+    """`part` times a gate in (0, 1) for each of its numbers, set by `hidden`; both `(B, L, D)`."""
+    gate = keras.layers.Dense(hidden.shape[-1], activation="sigmoid", dtype=policy, name=name)(hidden)
+    return keras.layers.Multiply(dtype=policy, name=f"{name}d")([part, gate])
 
 
 def hstu_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any:
@@ -304,7 +340,7 @@ def hstu_blocks(inputs: Any, rows: Any, config: ModelConfig, policy: Any) -> Any
         )(query, key, value, rows)
         mixed = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name=f"gate_norm_{layer}")(mixed)
         mixed = keras.layers.Multiply(dtype=policy, name=f"gate_{layer}")([mixed, gate])
-        mixed = keras.layers.Dropout(config.dropout, dtype=policy, name=f"attention_dropout_{layer}")(mixed)
+        mixed = StepDropout(config.dropout, dtype=policy, name=f"attention_dropout_{layer}")(mixed)
         mixed = keras.layers.Dense(dim, dtype=policy, name=f"attention_output_{layer}")(mixed)
         hidden = keras.layers.Add(dtype=policy, name=f"attention_residual_{layer}")([hidden, mixed])
     return keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="output_norm")(hidden)
@@ -322,7 +358,7 @@ def build_history_encoder(
 
     Args:
         config: Shape of the towers.
-        num_items: Items of the catalogue; sizes the item table of `wide`.
+        num_items: Items of the catalogue; sizes the table of history items, where there is one.
         columns: Features of the user.
         precision: Compute precision of the blocks; the output is always float32.
         packed: The transformer reads rows of several histories, each of which begins with a negative row number.
@@ -343,6 +379,14 @@ def build_history_encoder(
         )
         user = keras.layers.Reshape((1, config.embedding_dim), name="query_token")(user)
         hidden = keras.layers.Add(name="with_user")([hidden, user])
+    if config.has_history_table:
+        table = keras.layers.Embedding(
+            num_items + 1,
+            config.embedding_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="history_item_embedding",
+        )
+        hidden = keras.layers.Add(name="with_history_items")([hidden, table(ItemRows(name="item_rows")(rows))])
     if config.history_encoder in ("transformer", "hstu"):
         # Item vectors are small so that logits start near 0; as tokens they must outweigh the position and the
         # first attention output. Worth 0.062 -> 0.078 ndcg@10 after one epoch of MovieLens 1M.
@@ -361,15 +405,7 @@ def build_history_encoder(
         gaps = table(KnownGaps(name="known_gaps")(features[HISTORY_GAPS], rows))
         hidden = keras.layers.Add(dtype=policy, name="with_gaps")([hidden, gaps])
     if config.history_encoder in ("transformer", "hstu"):
-        hidden = keras.layers.Dropout(config.dropout, dtype=policy, name="input_dropout")(hidden)
-    if config.history_encoder == "wide":
-        table = keras.layers.Embedding(
-            num_items + 1,
-            config.embedding_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
-            name="wide_item_embedding",
-        )
-        hidden = keras.layers.Add(name="wide_sum")([hidden, table(rows)])
+        hidden = StepDropout(config.dropout, dtype=policy, name="input_dropout")(hidden)
     blocks = partial(transformer_blocks, packed=True) if packed else ENCODERS[config.history_encoder]
     outputs = blocks(hidden, rows, config, policy)
     outputs = keras.layers.Activation("linear", dtype="float32", name="query_vectors")(outputs)

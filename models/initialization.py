@@ -104,7 +104,7 @@ def clear_untrained_ids(model: TwoTowerModel) -> None:
     items = np.arange(model.num_items + 1)
     for tower, name, rows in (
         (model.candidate_tower, "item_id_embedding", model.item_embedding_rows),
-        (model.history_encoder, "wide_item_embedding", items),
+        (model.history_encoder, "history_item_embedding", items),
     ):
         for layer in tower.layers:
             if layer.name == name:

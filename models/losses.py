@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.keras import tf
+from models.randomness import random_uniform
 
 # isort: split
 import tensorflow_recommenders as tfrs
@@ -272,7 +273,7 @@ class NegativeSampler:
 
     def sample(self, shape: Any) -> Any:
         """int32 rows of this shape, from 1."""
-        uniform = tf.random.uniform(shape)
+        uniform = random_uniform(shape)
         index = tf.searchsorted(self._cumulative, tf.reshape(uniform, [-1]), side="right")
         return tf.reshape(tf.minimum(index, tf.size(self._cumulative) - 1) + 1, shape)
 

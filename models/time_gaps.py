@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.features import ELAPSED_BOUNDS, ELAPSED_BUCKETS, MISSING_INT64
 from models.keras import keras, tf
+from models.randomness import random_uniform
 
 # The encoder's input, and the key of the event values that training and validation batches hand on.
 HISTORY_GAPS = "history_gaps"
@@ -82,7 +83,7 @@ class KnownGaps(keras.layers.Layer):
         before = tf.pad(rows[:, :-1], [[0, 0], [1, 0]])
         known = tf.logical_and(rows > 0, before != 0)
         if training:
-            known = tf.logical_and(known, tf.random.uniform([tf.shape(rows)[0], 1]) >= self.hidden_share)
+            known = tf.logical_and(known, random_uniform([tf.shape(rows)[0], 1]) >= self.hidden_share)
         return tf.where(known, gaps, 0)
 
     def get_config(self) -> dict[str, Any]:  # noqa: D102

@@ -12,6 +12,7 @@ from typing import Any
 from models.config import ModelConfig
 from models.features import FeatureColumn
 from models.keras import keras, tf
+from models.randomness import random_uniform
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -50,7 +51,7 @@ class RowDropout(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: D102
         if not training or self.rate == 0:
             return inputs
-        keep = tf.random.uniform([tf.shape(inputs)[0], 1]) >= self.rate
+        keep = random_uniform([tf.shape(inputs)[0], 1]) >= self.rate
         return tf.where(keep, inputs, tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:  # noqa: D102

@@ -21,6 +21,7 @@ from models.features import FeatureColumn, feature_column, item_embedding_column
 from models.history_encoders import build_history_encoder
 from models.keras import keras, tf  # before TFRS, which reads the Keras switch when imported
 from models.precision import compute_precision
+from models.randomness import random_stream
 from models.time_gaps import HISTORY_GAPS
 from models.towers import build_candidate_tower
 from models.training_data import TEACHER_ROWS, TEACHER_SHARES, ItemFeatures
@@ -320,7 +321,8 @@ class TwoTowerModel(tfrs.Model):
         Returns:
             `loss` of the global batch and `gradient_norm` before clipping.
         """
-        loss, gradients = self._accumulated(inputs)
+        with random_stream(self.config.training.seed, self.optimizer.iterations):
+            loss, gradients = self._accumulated(inputs)
         if self.scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         variables = self.trainable_variables

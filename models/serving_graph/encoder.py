@@ -85,7 +85,7 @@ def serving_encoder(encoder: keras.Model) -> keras.Model:
     """
     blocks = [layer.name for layer in encoder.layers if type(layer) is CausalAttention]
     number = blocks[-1].rsplit("_", 1)[1] if blocks else ""
-    sliced = {f"attention_query_{number}", f"attention_residual_{number}"} if blocks else set()
+    sliced = {f"attention_{part}_{number}" for part in ("query", "gate", "residual")} if blocks else set()
 
     def clone(layer: Any) -> Any:
         if blocks and layer.name == blocks[-1]:

@@ -102,7 +102,10 @@ def test_ids_without_events_start_and_stay_at_zero() -> None:
     model = TwoTowerModel(config(history_encoder="wide"), NUM_ITEMS)
     model.set_item_features(catalogue(events))
     clear_untrained_ids(model)
-    for tower, layer in ((model.candidate_tower, "item_id_embedding"), (model.history_encoder, "wide_item_embedding")):
+    for tower, layer in (
+        (model.candidate_tower, "item_id_embedding"),
+        (model.history_encoder, "history_item_embedding"),
+    ):
         table = tower.get_layer(layer).embeddings.numpy()
         np.testing.assert_array_equal(table.any(1), events > 0)
 

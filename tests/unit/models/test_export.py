@@ -272,9 +272,14 @@ def test_compact_storage_answers_nearly_the_same(model, served, storage, tmp_pat
 
 
 def test_every_encoder_exports(tmp_path):
-    for encoder in ("mean", "wide", "gru", "hstu"):
-        model = small_model(history_encoder=encoder)
-        folder = tmp_path / encoder
+    for number, changes in enumerate(
+        [
+            *({"history_encoder": encoder} for encoder in ("mean", "wide", "gru", "hstu")),
+            {"residual_gates": True, "shared_items": False},
+        ]
+    ):
+        model = small_model(**changes)
+        folder = tmp_path / str(number)
         folder.mkdir()
         answer = recommend(tf.saved_model.load(export(model, folder)), [ids(3, 9, 12)], 7)
         assert answer["item_ids"].numpy()[0].tolist() == expected(model, [3, 9, 12], [], 7)[0]
@@ -376,9 +381,17 @@ def test_a_partitioned_index_is_exported_with_stock_operations(model, tmp_path):
     np.testing.assert_allclose(answer["scores"].numpy()[0], scores, atol=0.05)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_the_served_encoder_computes_the_last_block_for_one_position(positions):
-    model = small_model(positions=positions)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "learned"},
+        {"positions": "rotary"},
+        {"residual_gates": True, "feed_forward_activation": "swiglu"},
+        {"shared_items": False},
+    ],
+)
+def test_the_served_encoder_computes_the_last_block_for_one_position(changes):
+    model = small_model(**changes)
     served = serving_encoder(model.history_encoder)
     rows = np.array([[0, 3, 9, 12], [1, 2, 3, 4], [0, 0, 0, 5]], np.int32)
     inputs = {"vectors": tf.gather(model.candidate_vectors(), rows), "rows": tf.constant(rows)}

@@ -34,14 +34,18 @@ def loss_and_gradients(config: TwoTowerConfig, batches: TrainingBatches) -> tupl
     return float(loss), [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 
-def test_a_packed_batch_gives_the_loss_and_the_gradients_of_its_histories_apart() -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"residual_gates": True, "feed_forward_activation": "swiglu"}, {"shared_items": False}]
+)
+def test_a_packed_batch_gives_the_loss_and_the_gradients_of_its_histories_apart(changes: dict) -> None:
+    shape = SHAPE.model_copy(update=changes)
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 9, 30)
     rows = Ragged(rng.integers(1, NUM_ITEMS + 1, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
     found = {}
     for packing in (False, True):
         config = TwoTowerConfig(
-            model=SHAPE, loss=LossConfig(kind="full_softmax"), training=TrainingConfig(packing=packing)
+            model=shape, loss=LossConfig(kind="full_softmax"), training=TrainingConfig(packing=packing)
         )
         batches = TrainingBatches(Sequences(rows), SHAPE.max_history_length, 4, packing=packing)
         found[packing] = loss_and_gradients(config, batches)

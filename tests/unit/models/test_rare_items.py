@@ -139,7 +139,11 @@ def test_a_catalogue_without_the_rows_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"history_encoder": "wide"}, "second table with a row per item"), ({"use_item_ids": False}, "has none")],
+    [
+        ({"history_encoder": "wide"}, "second table with a row per item"),
+        ({"shared_items": False}, "shared_items = false has a second table"),
+        ({"use_item_ids": False}, "has none"),
+    ],
 )
 def test_models_without_a_table_to_share_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

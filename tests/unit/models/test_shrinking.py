@@ -43,9 +43,12 @@ def with_dead_parts(model):
     return dead
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_removing_parts_that_carry_nothing_changes_no_answer(positions):
-    dead = with_dead_parts(small_model(positions=positions))
+@pytest.mark.parametrize(
+    "changes",
+    [{"positions": "learned"}, {"positions": "rotary"}, {"residual_gates": True, "feed_forward_activation": "swiglu"}],
+)
+def test_removing_parts_that_carry_nothing_changes_no_answer(changes):
+    dead = with_dead_parts(small_model(**changes))
     num_units = dead.config.model.feed_forward_dim
     smaller = shrink(dead, Removal(units=2 / num_units, heads=0.5))
     shapes = {layer.name: [w.shape for w in layer.get_weights()] for layer in smaller.history_encoder.layers}
@@ -55,8 +58,9 @@ def test_removing_parts_that_carry_nothing_changes_no_answer(positions):
     np.testing.assert_allclose(smaller.query_vectors(ROWS), dead.query_vectors(ROWS), rtol=1e-4, atol=1e-5)
 
 
-def test_columns_with_the_most_energy_stay_and_every_shape_follows(model, tmp_path):
-    bold = plain_copy(model)
+@pytest.mark.parametrize("changes", [{}, {"residual_gates": True, "shared_items": False}])
+def test_columns_with_the_most_energy_stay_and_every_shape_follows(changes, tmp_path):
+    bold = plain_copy(small_model(**changes))
     table = bold.candidate_tower.get_layer("item_id_embedding")
     weights = table.get_weights()[0]
     weights[:, [1, 6]] *= 0.01
@@ -78,6 +82,7 @@ def test_columns_with_the_most_energy_stay_and_every_shape_follows(model, tmp_pa
         {"positions": "rotary"},
         {"history_encoder": "mean"},
         {"history_encoder": "wide"},
+        {"residual_gates": True, "shared_items": False},
     ],
 )
 def test_a_shorter_history_is_the_newest_part_of_the_longer_one(changes):

@@ -45,9 +45,16 @@ ROWS = np.array([[0, 0, 1, 2, 3], [0, 4, 5, 6, 7]], dtype=np.int32)
 COUNTRY = {"query_country": np.array([[1], [2]], dtype=np.int32)}
 
 
-@pytest.mark.parametrize("encoder", sorted(ENCODERS))
-def test_encoders_read_no_future_and_no_padding(encoder: str) -> None:
-    model = build(encoder)
+OPTIONS = [(encoder, {}) for encoder in sorted(ENCODERS)] + [
+    ("transformer", {"residual_gates": True, "feed_forward_activation": "swiglu"}),
+    ("transformer", {"shared_items": False}),
+    ("gru", {"shared_items": False}),
+]
+
+
+@pytest.mark.parametrize(("encoder", "options"), OPTIONS)
+def test_encoders_read_no_future_and_no_padding(encoder: str, options: dict) -> None:
+    model = build(encoder, **options)
     table = model.candidate_vectors()
     base = model.encode(tf.gather(table, ROWS), ROWS, COUNTRY).numpy()
     later = ROWS.copy()
@@ -60,9 +67,9 @@ def test_encoders_read_no_future_and_no_padding(encoder: str) -> None:
     np.testing.assert_allclose(short[0], base[0, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", sorted(ENCODERS))
-def test_save_and_load_give_equal_vectors(encoder: str, tmp_path) -> None:
-    model = build(encoder, popularity_prior=True)
+@pytest.mark.parametrize(("encoder", "options"), OPTIONS)
+def test_save_and_load_give_equal_vectors(encoder: str, options: dict, tmp_path) -> None:
+    model = build(encoder, popularity_prior=True, **options)
     model.prior_weight.assign(0.5)
     model.save(tmp_path / "training")
     again = load(tmp_path / "training")
@@ -70,6 +77,80 @@ def test_save_and_load_give_equal_vectors(encoder: str, tmp_path) -> None:
     np.testing.assert_array_equal(again.candidate_vectors(), model.candidate_vectors())
     np.testing.assert_array_equal(again.item_bias(), model.item_bias())
     assert again.config == model.config
+
+
+def copy_weights(model: TwoTowerModel, other: TwoTowerModel) -> None:
+    """Weights of `other` into the layers of `model` of the same names."""
+    for tower, source in (
+        (model.candidate_tower, other.candidate_tower),
+        (model.history_encoder, other.history_encoder),
+    ):
+        for layer in source.layers:
+            if layer.weights:
+                tower.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def test_gates_let_through_all_half_or_nothing_of_a_block() -> None:
+    plain, model = build(num_layers=1), build(num_layers=1, residual_gates=True)
+    copy_weights(model, plain)
+    gates = [model.history_encoder.get_layer(f"{part}_gate_0") for part in ("attention", "feed_forward")]
+    dim = 8
+
+    def outputs(bias: float) -> np.ndarray:
+        for gate in gates:
+            gate.set_weights([np.zeros((dim, dim)), np.full(dim, bias)])
+        return model.query_vectors(ROWS, COUNTRY).numpy()
+
+    open_, closed = outputs(40.0), outputs(-40.0)
+    np.testing.assert_allclose(open_, plain.query_vectors(ROWS, COUNTRY), atol=1e-5)
+    # Nothing of the block is left: what comes out is the norm of the newest token, whatever came before it.
+    other = ROWS.copy()
+    other[:, :-1] = 8
+    np.testing.assert_allclose(model.query_vectors(other, COUNTRY), closed, atol=1e-5)
+    half = outputs(0.0)  # sigmoid(0) = 1 / 2: as a block whose two parts add half as much
+    for name in ("attention_output_0", "feed_forward_out_0"):
+        layer = plain.history_encoder.get_layer(name)
+        layer.set_weights([weight / 2 for weight in layer.get_weights()])
+    np.testing.assert_allclose(half, plain.query_vectors(ROWS, COUNTRY), atol=1e-5)
+
+
+def test_a_gate_depends_on_its_position() -> None:
+    model = build(num_layers=1, residual_gates=True)
+    before = model.query_vectors(ROWS, COUNTRY).numpy()
+    gate = model.history_encoder.get_layer("attention_gate_0")
+    gate.set_weights([np.eye(8) * 100, np.zeros(8)])
+    assert np.abs(model.query_vectors(ROWS, COUNTRY) - before).max() > 1e-3
+
+
+def test_items_of_a_history_may_have_vectors_of_their_own() -> None:
+    shared, model = build(), build(shared_items=False)
+    copy_weights(model, shared)
+    table = model.history_encoder.get_layer("history_item_embedding").embeddings
+    table.assign(tf.zeros_like(table))
+    np.testing.assert_allclose(model.query_vectors(ROWS, COUNTRY), shared.query_vectors(ROWS, COUNTRY), atol=1e-6)
+    table.assign(tf.random.normal(table.shape, seed=1))
+    np.testing.assert_array_equal(model.candidate_vectors(), shared.candidate_vectors())
+    assert np.abs(model.query_vectors(ROWS, COUNTRY) - shared.query_vectors(ROWS, COUNTRY)).max() > 1e-2
+
+
+def test_swiglu_by_hand() -> None:
+    model = build(num_layers=1, feed_forward_activation="swiglu", feed_forward_units=1)
+    encoder = model.history_encoder
+    part = keras.Model(encoder.get_layer("feed_forward_norm_0").output, encoder.get_layer("feed_forward_out_0").output)
+    encoder.get_layer("feed_forward_in_0").set_weights([np.full((8, 1), 0.5), np.array([1.0])])
+    encoder.get_layer("feed_forward_linear_0").set_weights([np.full((8, 1), 0.25), np.array([-1.0])])
+    encoder.get_layer("feed_forward_out_0").set_weights([np.ones((1, 8)), np.zeros(8)])
+    # x = 1: W x = 4 + 1 = 5 and V x = 2 - 1 = 1, so SiLU(5) * 1 = 5 / (1 + exp(-5)).
+    np.testing.assert_allclose(
+        part(np.ones((1, 1, 8), np.float32)), np.full((1, 1, 8), 5 / (1 + np.exp(-5))), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("encoder", ["mean", "wide", "gru", "hstu"])
+@pytest.mark.parametrize("setting", [{"residual_gates": True}, {"feed_forward_activation": "swiglu"}])
+def test_settings_of_blocks_are_refused_where_there_are_none(encoder: str, setting: dict) -> None:
+    with pytest.raises(ValueError, match="is a setting of transformer blocks"):
+        ModelConfig(history_encoder=encoder, **setting)
 
 
 def test_rotary_attention_sees_distances_alone() -> None:
