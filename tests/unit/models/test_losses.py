@@ -11,6 +11,7 @@ from models import losses
 from models.keras import tf
 
 LN2, LN3 = math.log(2), math.log(3)
+SAMPLING = ("uniform", "frequency", "mixed")
 
 
 def reference_softmax(queries, targets, weights, table):
@@ -152,46 +153,107 @@ def test_corrected_sampled_softmax_approaches_the_full_softmax(kind: str) -> Non
         assert np.abs(sampled(None) - full).min() > 1.0
 
 
-def fitted_scores(kind: str, corrected: bool) -> np.ndarray:
-    """Item biases learnt from sampled negatives when the truth is P(item) ~ 1 / rank."""
-    num_items = 20
-    truth = 1.0 / np.arange(1, num_items + 1)
-    truth /= truth.sum()
-    events = np.concatenate([[0], np.round(truth * 1e6)]).astype(np.int64)
-    sampler = losses.NegativeSampler(events, kind)
-    bias = tf.Variable(tf.zeros([num_items + 1, 1]))
-    optimizer = tf.optimizers.Adam(0.05)
-    tf.random.set_seed(1)
-    targets = tf.range(1, num_items + 1)
+NUM_QUERIES, NUM_SCORED = 4, 30
+# Popularity of the items: a power law, a steep exponential, two plateaus.
+POPULARITY = {
+    "power law": 1.0 / np.arange(1, NUM_SCORED + 1),
+    "exponential": np.exp(-np.arange(NUM_SCORED) / 6.0),
+    "two plateaus": np.where(np.arange(NUM_SCORED) < 5, 10.0, 1.0),
+}
+
+
+def synthetic_truth(popularity: str, seed: int) -> np.ndarray:
+    """P(item | query) `(4, 30)`: popularity times what the query likes, of which every query likes other items."""
+    tastes = np.random.default_rng(seed).normal(scale=0.8, size=(NUM_QUERIES, NUM_SCORED))
+    truth = POPULARITY[popularity] * np.exp(tastes)
+    return truth / truth.sum(axis=1, keepdims=True)
+
+
+def fitted_scores(loss, steps: int = 500) -> np.ndarray:
+    """Scores `(4, 30)` that `loss`, of the table, learns; each query has free scores for all items.
+
+    The full softmax has its optimum at log P(item | query), up to a constant per query.
+    """
+    table = tf.Variable(tf.zeros([NUM_SCORED + 1, NUM_QUERIES]))
+    rate = tf.keras.optimizers.schedules.CosineDecay(0.1, steps)
+    optimizer = tf.keras.optimizers.Adam(rate)
 
     @tf.function
-    def step():
-        negatives = sampler.sample([64])
+    def step() -> None:
         with tf.GradientTape() as tape:
-            per_query = losses.sampled_softmax_loss(
-                tf.ones([num_items, 1]),
-                tf.gather(bias, targets),
-                targets,
-                tf.gather(bias, negatives),
-                negatives,
-                sampler.log_counts(negatives) if corrected else None,
-            )
-            loss = tf.reduce_sum(per_query * tf.constant(truth, tf.float32))
-        optimizer.apply_gradients([(tf.convert_to_tensor(tape.gradient(loss, bias)), bias)])
+            value = loss(table)
+        optimizer.apply_gradients([(tf.convert_to_tensor(tape.gradient(value, table)), table)])
 
-    for _ in range(400):
+    tf.random.set_seed(1)
+    for _ in range(steps):
         step()
-    return bias.numpy()[1:, 0]
+    return table.numpy()[1:].T
 
 
-def test_correction_makes_frequency_negatives_rank_as_the_full_softmax() -> None:
-    """The full softmax learns log P(item), so items rank by frequency; uncorrected negatives hide that."""
-    corrected, uncorrected = fitted_scores("frequency", True), fitted_scores("frequency", False)
-    log_frequency = -np.log(np.arange(1, 21))
-    slope = np.polyfit(log_frequency, corrected, 1)[0]
-    assert slope == pytest.approx(1.0, abs=0.25)
-    assert np.polyfit(log_frequency, uncorrected, 1)[0] < 0.3
-    assert np.array_equal(np.argsort(-corrected)[:5], np.arange(5))
+def sampled_loss(truth: np.ndarray, kind: str, corrected: bool):
+    """Expected sampled softmax loss over all pairs of query and target, negatives drawn anew with every call."""
+    events = np.concatenate([[0], np.round(truth.sum(axis=0) * 1e6)]).astype(np.int64)
+    sampler = losses.NegativeSampler(events, kind)
+    queries = tf.repeat(tf.eye(NUM_QUERIES), NUM_SCORED, axis=0)
+    targets = tf.tile(tf.range(1, NUM_SCORED + 1), [NUM_QUERIES])
+
+    def loss(table):
+        negatives = sampler.sample([64])
+        log_counts = sampler.log_counts(negatives) if corrected else None
+        vectors = (tf.gather(table, targets), targets, tf.gather(table, negatives))
+        per_pair = losses.sampled_softmax_loss(queries, *vectors, negatives, log_counts)
+        return tf.reduce_sum(per_pair * tf.constant(truth.ravel(), tf.float32)) / NUM_QUERIES
+
+    return loss
+
+
+def in_batch_loss(truth: np.ndarray, corrected: bool):
+    """In-batch loss of 128 pairs of query and target, drawn anew with every call."""
+    share = tf.constant(np.concatenate([[0], truth.mean(axis=0)]), tf.float32)
+
+    def loss(table):
+        pairs = tf.random.categorical(tf.math.log(tf.constant(truth.reshape(1, -1), tf.float32)), 128)[0]
+        queries, targets = (
+            tf.gather(tf.eye(NUM_QUERIES), pairs // NUM_SCORED),
+            tf.cast(pairs % NUM_SCORED + 1, tf.int32),
+        )
+        probabilities = tf.gather(share, targets) if corrected else None
+        return losses.in_batch_loss(queries, tf.gather(table, targets), targets, probabilities) / 128
+
+    return loss
+
+
+def agreement(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Mean rank correlation (Spearman) of the learnt scores with log P(item | query)."""
+    ranks = (np.argsort(np.argsort(values, axis=1), axis=1) for values in (scores, truth))
+    return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*ranks, strict=True)]))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("popularity", sorted(POPULARITY))
+def test_corrected_samples_rank_as_the_full_softmax_does(popularity: str, seed: int) -> None:
+    truth = synthetic_truth(popularity, seed)
+    found = {kind: agreement(fitted_scores(sampled_loss(truth, kind, True)), truth) for kind in SAMPLING}
+    found["in batch"] = agreement(fitted_scores(in_batch_loss(truth, True)), truth)
+    assert min(found.values()) > 0.95, found
+    uncorrected = {
+        "frequency": agreement(fitted_scores(sampled_loss(truth, "frequency", False)), truth),
+        "in batch": agreement(fitted_scores(in_batch_loss(truth, False)), truth),
+    }
+    for kind, score in uncorrected.items():  # popular items are negatives more often, which hides that they are liked
+        assert score < found[kind] - 0.1, (kind, found, uncorrected)
+
+
+@pytest.mark.parametrize("kind", ["frequency", "mixed"])
+def test_the_correction_has_the_right_sign_and_size(kind: str) -> None:
+    """Scores of the corrected loss rise with log P by one to one, those of the uncorrected one by less."""
+    truth = synthetic_truth("power law", 2)
+    slopes = [
+        np.polyfit(np.log(truth).ravel(), (scores - scores.mean(axis=1, keepdims=True)).ravel(), 1)[0]
+        for scores in (fitted_scores(sampled_loss(truth, kind, corrected)) for corrected in (True, False))
+    ]
+    assert slopes[0] == pytest.approx(1.0, abs=0.15)
+    assert slopes[1] < slopes[0] - 0.2
 
 
 def test_gbce_beta_by_hand() -> None:
