@@ -47,14 +47,26 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
     "losses": {
         "full softmax (preset)": [],
         "sampled softmax, 512 uniform": ["loss.kind=sampled_softmax"],
+        "sampled softmax, 512 by frequency": ["loss.kind=sampled_softmax", "loss.negative_sampling=frequency"],
         "sampled softmax, 512 mixed": ["loss.kind=sampled_softmax", "loss.negative_sampling=mixed"],
+        "sampled softmax, 512 mixed, the 64 hardest": [
+            "loss.kind=sampled_softmax",
+            "loss.negative_sampling=mixed",
+            "loss.hard_negatives=64",
+        ],
         "gBCE, 64 negatives a position": ["loss.kind=gbce", "loss.num_negatives=64"],
         "in-batch, corrected": ["loss.kind=in_batch"],
         "in-batch, not corrected": ["loss.kind=in_batch", "loss.logq_correction=false"],
     },
     "encoders": {
         "transformer, rotary positions (preset)": [],
-        "transformer, learned positions": ["model.positions=learned"],
+        "transformer, learned positions": [LEARNED],
+        "transformer, histories with vectors of their own": ["model.shared_items=false"],
+        "transformer, gates": ["model.residual_gates=true"],
+        "transformer, gates and SwiGLU (eSASRec's blocks)": [
+            "model.residual_gates=true",
+            "model.feed_forward_activation=swiglu",
+        ],
         "hstu": [LEARNED, "model.history_encoder=hstu"],
         "gru, one layer": [LEARNED, "model.history_encoder=gru", "model.num_layers=1"],
         "mean": [LEARNED, "model.history_encoder=mean"],
@@ -136,7 +148,7 @@ def time_split(arguments: argparse.Namespace) -> None:
 
 
 def ablation(arguments: argparse.Namespace) -> None:
-    """One row for each value of one choice, all with the same shortened training."""
+    """One row for each value of one choice, all with the same shortened training; validation is what choices go by."""
     split = make_split(arguments, "leave-one-out")
     rows = {}
     table = ABLATIONS[arguments.table]
@@ -150,7 +162,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         shortened = [*arguments.set, f"training.epochs={arguments.epochs}", "training.max_train_seconds=0"]
         shortened += ["compression.variants=[]", "evaluation.min_ndcg_over_popularity=0", *overrides]  # weak rows too
         answers, cost = run_and_answer(arguments, split, arguments.data, f"{arguments.table}-{label}", shortened)
-        rows[name] = {**score(arguments, split, answers), **cost}
+        rows[name] = {"validation": cost.pop("validation"), **score(arguments, split, answers), **cost}
         print(pd.DataFrame(rows).T.round(4).to_string(), flush=True)
 
 
@@ -166,7 +178,10 @@ def make_split(arguments: argparse.Namespace, protocol: str) -> Path:
 def run_and_answer(
     arguments: argparse.Namespace, split: Path, data: Path, name: str, overrides: list[str]
 ) -> tuple[Path, dict[str, float]]:
-    """Runs the preset, asks the pushed model for every test user, returns the answers and what the training cost."""
+    """Runs the preset and asks the pushed model for every test user: the answers, and what the run was and cost.
+
+    `validation` is ndcg@10 of the best epoch, measured while training.
+    """
     output, requests = arguments.work / "runs" / name, arguments.work / f"{split.name}-requests.parquet"
     if not requests.is_file():
         test_requests(split, data).to_parquet(requests, index=False)
@@ -178,7 +193,12 @@ def run_and_answer(
     model = output / "serving" / report["name"]
     run([*tandem, "batch", "--model", str(model), "--requests", str(requests), "--output", str(answers), "-k", str(K)])
     trainer = next(row for row in report["resources"] if row["node"] == "Trainer")
-    cost = {"trainer_cpu_s": trainer["cpu_seconds"] or 0.0, "model_mb": report["model"]["saved_model_bytes"] / 1e6}
+    epochs = [record["ndcg_at_10"] for record in report["training"]["history"]]
+    cost = {
+        "trainer_cpu_s": trainer["cpu_seconds"] or 0.0,
+        "model_mb": report["model"]["saved_model_bytes"] / 1e6,
+        "validation": max((ndcg for ndcg in epochs if ndcg is not None), default=np.nan),
+    }
     return answers, cost
 
 
