@@ -28,6 +28,7 @@ from models.tuning.trial import TrialRequest, TrialResult, impossible, run_trial
 OBJECTIVE = keras_tuner.Objective("ndcg_at_10", "max")
 PRESET_TRIAL = "preset"
 IDLE_SECONDS = 0.2
+DEFAULT_TRIALS = 10
 ERROR_CHARACTERS = 500
 
 
@@ -198,7 +199,8 @@ def make_oracle(tuner: TunerConfig, epochs: int) -> keras_tuner.Oracle:
         "random": keras_tuner.oracles.RandomSearchOracle,
         "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
     }
-    return oracles[tuner.algorithm](max_trials=tuner.max_trials, **options)
+    unlimited = None if tuner.algorithm == "grid" else DEFAULT_TRIALS
+    return oracles[tuner.algorithm](max_trials=tuner.max_trials or unlimited, **options)
 
 
 def make_space(space: Mapping[str, SearchRange]) -> keras_tuner.HyperParameters:

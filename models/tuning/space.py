@@ -78,7 +78,7 @@ class TunerConfig(Record):
         algorithm: `grid` tries all combinations, `random` draws them, `bayesian` follows a Gaussian process,
             `hyperband` gives many trials few epochs and the best of them more.
         space: Keys such as `training.learning_rate` and what they may be.
-        max_trials: Most trials (`hyperband` counts by epochs instead).
+        max_trials: Most trials (`hyperband` counts by epochs instead); 0 = all of a `grid`, 10 of the others.
         max_seconds: No trial starts later; 0 = no limit.
         parallel_trials: Trials at a time, each in a process of its own; 0 = one per GPU, or per CPU without any.
         max_bytes: Of the SavedModel; 0 = no limit.
@@ -91,7 +91,7 @@ class TunerConfig(Record):
     enabled: bool = False
     algorithm: Literal["grid", "random", "bayesian", "hyperband"] = "random"
     space: dict[str, SearchRange] = {}
-    max_trials: int = Field(10, ge=1, le=10_000)
+    max_trials: int = Field(0, ge=0, le=10_000)
     max_seconds: float = Field(0.0, ge=0)
     parallel_trials: int = Field(1, ge=0, le=256)
     max_bytes: int = Field(0, ge=0)
