@@ -24,6 +24,7 @@ from models.time_gaps import HISTORY_GAPS, NUM_BUCKETS, KnownGaps
 from models.towers import embed_features, feature_inputs
 
 ROTARY_BASE = 10_000.0
+HISTORY_ITEMS = "history_item_embedding"
 
 
 @keras.utils.register_keras_serializable(package="tandem")
@@ -384,7 +385,7 @@ def build_history_encoder(
             num_items + 1,
             config.embedding_dim,
             embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
-            name="history_item_embedding",
+            name=HISTORY_ITEMS,
         )
         hidden = keras.layers.Add(name="with_history_items")([hidden, table(ItemRows(name="item_rows")(rows))])
     if config.history_encoder in ("transformer", "hstu"):
@@ -428,6 +429,7 @@ ENCODERS: dict[str, Block] = {
 
 __all__ = [
     "ENCODERS",
+    "HISTORY_ITEMS",
     "CausalAttention",
     "CausalMean",
     "PointwiseAttention",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from models.history_encoders import HISTORY_ITEMS
 from models.training_data import Ragged
 from models.two_tower import TwoTowerModel
 
@@ -104,7 +105,7 @@ def clear_untrained_ids(model: TwoTowerModel) -> None:
     items = np.arange(model.num_items + 1)
     for tower, name, rows in (
         (model.candidate_tower, "item_id_embedding", model.item_embedding_rows),
-        (model.history_encoder, "history_item_embedding", items),
+        (model.history_encoder, HISTORY_ITEMS, items),
     ):
         for layer in tower.layers:
             if layer.name == name:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
+from models.history_encoders import HISTORY_ITEMS
 from models.training_data import Ragged
 from models.two_tower import TwoTowerModel
 
@@ -103,13 +104,13 @@ def solve(model: TwoTowerModel, histories: Ragged, l2: float, seed: int = 0) -> 
 def set_tables(model: TwoTowerModel, inputs: NDArray, outputs: NDArray) -> None:
     """Sets the vectors of history items and of candidates, each `(N + 1, D)`, of a model with the `wide` encoder."""
     model.candidate_tower.get_layer("item_id_embedding").embeddings.assign(outputs)
-    model.history_encoder.get_layer("history_item_embedding").embeddings.assign(inputs - outputs)
+    model.history_encoder.get_layer(HISTORY_ITEMS).embeddings.assign(inputs - outputs)
 
 
 def scale_candidates(model: TwoTowerModel, factors: NDArray) -> None:
     """Multiplies every score of item j by `factors[j]`, `(N + 1,)`; what histories say stays as it is."""
     outputs = model.candidate_tower.get_layer("item_id_embedding").embeddings.numpy()
-    wide = model.history_encoder.get_layer("history_item_embedding").embeddings.numpy()
+    wide = model.history_encoder.get_layer(HISTORY_ITEMS).embeddings.numpy()
     set_tables(model, outputs + wide, outputs * factors[:, np.newaxis].astype(np.float32))
 
 

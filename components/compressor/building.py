@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.compressor.measure import VERSION
-from models.compression.calibration import calibrated_copy
+from models.compression.calibration import calibrated_copy, calibrated_vectors
 from models.compression.distillation import taught_student
 from models.compression.fine_tuning import FineTuning
 from models.compression.pruning import prune
@@ -58,11 +58,15 @@ class VariantBuilder:
     def export(self, variant: Variant) -> str:
         """Writes a variant's SavedModel and returns the folder that holds it as version 1."""
         model = self.tuned(variant)
-        if variant.calibrated:
-            model = calibrated_copy(model, self.data.train, variant.encoder_storage)
         towers, items = ServedTowers.of(model), model.item_features
+        vectors = towers.vectors
         if variant.shared_rows:
-            towers = replace(towers, vectors=share_rare_rows(towers.vectors, items.train_events, variant.shared_rows))
+            vectors = share_rare_rows(vectors, items.train_events, variant.shared_rows)
+        if variant.calibrated:
+            rounded = calibrated_copy(model, self.data.train, variant.encoder_storage)
+            vectors = calibrated_vectors(vectors, model, self.data.train, variant.storage)
+            towers = replace(towers, history_encoder=rounded.history_encoder)
+        towers = replace(towers, vectors=vectors)
         base = self.folder / variant.name
         export_saved_model(
             str(base / VERSION),

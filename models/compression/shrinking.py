@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.compression.errors import CompressionError
 from models.config import TwoTowerConfig
+from models.history_encoders import HISTORY_ITEMS
 from models.retrieval.clustering import kmeans, nearest
 from models.two_tower import TwoTowerModel
 
@@ -38,7 +39,7 @@ AXES = {
     "gap_embedding": (".D",),
     "mean": ("N",),
     "item_id_embedding": (".D",),
-    "history_item_embedding": (".D",),
+    HISTORY_ITEMS: (".D",),
     "candidate_content": (".D", "D"),
     "query_content": (".D", "D"),
     "context_scale": (".D",),

@@ -23,7 +23,7 @@ class Variant:
         storage: Of the item vectors, a codec of `models.compression.codecs`.
         sparsity: Share of the weights that pruning zeroes; 0 = no pruning.
         quantization_aware: Fine-tune the encoder with int8 kernels.
-        calibrated: Round the encoder's kernels for real activations.
+        calibrated: Round kernels and item vectors for real activations and queries.
         removal: What structured removal takes out.
         shared_rows: Share of the catalogue, its rarest items, that shares rows.
         student: The smaller model that is taught in the place of the trained one, if it is smaller in anything.
@@ -95,10 +95,10 @@ def parse_variant(name: str) -> Variant:
         name: Techniques joined by `+`, each kind at most once:
             `float32`, `bfloat16`, `int8`, `int6`, `int5`, `int4`, `pq`, `rq`: storage of the item vectors; the
             encoder's matrices are int8 from there on, with `int6`, `int5` and `int4` up to 15, 7 and 7. `pruneNN`: NN %
-            zeros. `qat`: quantisation-aware training. `ptq`: kernels rounded for real activations. `unitsNN`,
-            `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns removed. `historyN`: only the newest
-            N items are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`, `blocksN`: a student of N
-            columns, of N blocks, that learns from the model's lists.
+            zeros. `qat`: quantisation-aware training. `ptq`: kernels and item vectors rounded for real activations and
+            queries. `unitsNN`, `headsNN`, `dimsNN`: NN % of the hidden units, attention heads, columns removed.
+            `historyN`: only the newest N items are read. `rowsNN`: the rarest NN % of the items share rows. `widthN`,
+            `blocksN`: a student of N columns, of N blocks, that learns from the model's lists.
 
     Raises:
         CompressionError: For an unknown technique, or two that exclude each other.

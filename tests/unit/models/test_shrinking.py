@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 from served_model import NUM_ITEMS, TRAIN_EVENTS, small_model
 
-from models.compression.calibration import calibrated_copy, input_moments, round_for_inputs
-from models.compression.codecs import encode_rows
+from models.compression.calibration import (
+    calibrated_copy,
+    calibrated_vectors,
+    input_moments,
+    round_for_inputs,
+)
+from models.compression.codecs import encode_rows, half_scaled_rows
 from models.compression.encoder_rounding import round_encoder, round_matrices
 from models.compression.errors import CompressionError
 from models.compression.rebuild import plain_copy
+from models.compression.rounding import quantize_rows
 from models.compression.shrinking import Removal, share_rare_rows, shrink, shrunk_config
 from models.compression.storage import make_table
 from models.compression.tflite import LiteQueryTower, convert_query_tower, query_inputs
@@ -173,6 +179,47 @@ def test_calibration_reads_real_inputs_and_lowers_the_error_of_the_mean(model, m
     again = plain_copy(copy)
     round_encoder(again.history_encoder)  # storing it as int8 changes nothing
     np.testing.assert_allclose(again.query_vectors(ROWS), copy.query_vectors(ROWS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [15, 7])
+def test_item_vectors_are_rounded_for_real_queries(model, levels, monkeypatch):
+    storage = {15: "int5", 7: "int4"}[levels]
+    vectors = model.candidate_vectors().numpy()
+    rounded = calibrated_vectors(vectors, model, histories(), storage)
+    integers, scales = half_scaled_rows(rounded, levels)
+    stored = integers * scales.astype(np.float32)[:, None]
+    np.testing.assert_allclose(stored, rounded, rtol=1e-3, atol=1e-6)  # what is stored is what was chosen
+    assert not rounded[0].any() and np.abs(integers[1:]).max(axis=1).min() == levels
+    plain = [integers * scale[:, None] for integers, scale in [quantize_rows(vectors, levels)]][0]
+    others = np.random.default_rng(9).integers(1, NUM_ITEMS + 1, (400, 6)).astype(np.int32)  # not calibrated on
+    queries = model.query_vectors(others).numpy()
+    carried_error, plain_error = (np.square(queries @ (each - vectors).T).mean() for each in (rounded, plain))
+    assert carried_error < 0.8 * plain_error
+    monkeypatch.setattr("models.compression.calibration.OUTPUTS_AT_ONCE", 7)
+    np.testing.assert_array_equal(calibrated_vectors(vectors, model, histories(), storage), rounded)
+    assert calibrated_vectors(vectors, model, histories(), "bfloat16") is vectors
+
+
+def test_the_items_of_a_linear_encoder_are_rounded_for_the_scores_they_give(monkeypatch):
+    monkeypatch.setattr("models.compression.encoder_rounding.MIN_SIZE", 64)
+    model = small_model(history_encoder="wide")
+    table = model.candidate_tower.get_layer("item_id_embedding")
+    table.set_weights([table.get_weights()[0] * np.linspace(0.2, 3, 8)])  # some columns count more than others
+    candidates, errors = model.candidate_vectors().numpy(), []
+    exact = model.query_vectors(ROWS).numpy() @ candidates.T
+    copies = plain_copy(model), calibrated_copy(model, histories(), "int5")
+    names = [layer.name for layer in model.history_encoder.layers if layer.weights]
+    for copy in copies:
+        for name in names:  # the table alone
+            if name != "history_item_embedding":
+                copy.history_encoder.get_layer(name).set_weights(model.history_encoder.get_layer(name).get_weights())
+        round_table = plain_copy(copy)
+        round_encoder(round_table.history_encoder, "int5")
+        copy.history_encoder.get_layer("history_item_embedding").set_weights(
+            round_table.history_encoder.get_layer("history_item_embedding").get_weights()
+        )
+        errors.append(np.square(copy.query_vectors(ROWS).numpy() @ candidates.T - exact).mean())
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_the_lite_query_tower_gives_the_vectors_of_the_model(model):
