@@ -90,15 +90,36 @@ def solve(model: TwoTowerModel, histories: Ragged, l2: float, seed: int = 0) -> 
         seed: See `factorized_regression`.
     """
     inputs, outputs = factorized_regression(histories, model.num_items, model.config.model.embedding_dim, l2, seed)
-    norms = float(np.linalg.norm(inputs)), float(np.linalg.norm(outputs))
-    balance = (norms[0] / norms[1]) ** 0.5 if min(norms) > 0 else 1.0
-    outputs, inputs = outputs * balance, inputs * (SCALE / balance)
+    inputs, outputs = balanced(inputs, outputs, user_item_matrix(histories, model.num_items) @ inputs)
+    inputs *= SCALE
     set_tables(model, inputs, outputs)
     encoder = model.history_encoder
     decay, projection = encoder.get_layer("mean"), encoder.get_layer("output_projection")
     decay.log_weights.assign(np.zeros(decay.log_weights.shape, np.float32))
     projection.kernel.assign(np.eye(projection.kernel.shape[0], dtype=np.float32))
     projection.bias.assign(np.zeros(projection.bias.shape, np.float32))
+
+
+def balanced(
+    inputs: NDArray[np.float32], outputs: NDArray[np.float32], queries: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The two tables with the same scores, in columns that count alike for queries and for candidates.
+
+    A factor on a column of one table and its inverse on the other leave every score as it is. Here a column of the
+    candidates has the root mean square of that column of the queries: what a rounding error costs, and what a removed
+    column costs, can then be read from the vectors alone.
+
+    Args:
+        inputs, outputs: `(N + 1, dim)`, as from `factorized_regression`.
+        queries: Sums of inputs over histories, `(users, dim)`.
+    """
+    asked, answered = (np.sqrt(np.mean(np.square(values), axis=0)) for values in (queries, outputs))
+    used = (asked > 0) & (answered > 0)
+    factor = np.sqrt(np.divide(asked, answered, out=np.ones_like(asked), where=used))
+    inputs, outputs = inputs / factor, outputs * factor
+    sizes = float(np.linalg.norm(inputs)), float(np.linalg.norm(outputs))
+    even = (sizes[0] / sizes[1]) ** 0.5 if min(sizes) > 0 else 1.0
+    return inputs / np.float32(even), outputs * np.float32(even)
 
 
 def set_tables(model: TwoTowerModel, inputs: NDArray, outputs: NDArray) -> None:

@@ -74,6 +74,17 @@ def test_the_solved_model_ranks_as_ease_does() -> None:
     assert ratios[0] > 0
 
 
+def test_columns_count_alike_for_queries_and_candidates() -> None:
+    rows = histories(4)
+    inputs, outputs = factorized_regression(rows, NUM_ITEMS, 4, l2=3.0)
+    matrix = linear_autoencoder.user_item_matrix(rows, NUM_ITEMS)
+    even_inputs, even_outputs = linear_autoencoder.balanced(inputs, outputs, matrix @ inputs)
+    np.testing.assert_allclose(even_inputs @ even_outputs.T, inputs @ outputs.T, rtol=1e-4, atol=1e-6)
+    ratios = np.linalg.norm(matrix @ even_inputs, axis=0) / np.linalg.norm(even_outputs, axis=0)
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
+    assert np.ptp(np.linalg.norm(matrix @ inputs, axis=0) / np.linalg.norm(outputs, axis=0)) > 0.1 * ratios[0]
+
+
 def test_scaling_candidates_changes_scores_and_not_queries() -> None:
     model = linear_model(4)
     solve(model, histories(3), l2=3.0)
