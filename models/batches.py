@@ -114,23 +114,30 @@ def pack_windows(lengths: NDArray[np.int64], width: int) -> tuple[NDArray[np.int
     ends = np.cumsum(np.bincount(lengths, minlength=width + 1))
     left = np.diff(ends, prepend=0).tolist()  # windows of each length that no row has yet
     next_of = (ends - left).tolist()
-    order: list[int] = []
-    splits = [0]
-    longest = width
-    while len(order) < len(lengths):
-        while not left[longest]:
-            longest -= 1
-        room, length = width, longest
-        while length > 0:
-            if not left[length] or length > room:
-                length = min(length - 1, room)
-                continue
-            order.append(next_of[length])
-            next_of[length] += 1
-            left[length] -= 1
-            room -= length
-        splits.append(len(order))
-    return by_length[np.array(order, np.int64)], np.array(splits, np.int64)
+    rows: list[NDArray[np.int64]] = []
+    sizes: list[NDArray[np.int64]] = []
+    while pattern := _fullest_row(left, width):
+        # The rule chooses alike until a length runs out, so all rows of a pattern are made at once.
+        count = min(left[length] // times for length, times in pattern)
+        parts = []
+        for length, times in pattern:
+            start = next_of[length]
+            next_of[length], left[length] = start + count * times, left[length] - count * times
+            parts.append(by_length[start : next_of[length]].reshape(count, times))
+        rows.append(np.concatenate(parts, axis=1).ravel())
+        sizes.append(np.full(count, sum(times for _, times in pattern)))
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *rows]), np.concatenate([[0], np.cumsum(np.concatenate([none, *sizes]))])
+
+
+def _fullest_row(left: list[int], width: int) -> list[tuple[int, int]]:
+    """Lengths of the next row and how often it takes each, the longest first; empty if no window is left."""
+    pattern, room = [], width
+    for length in range(width, 0, -1):
+        if times := min(left[length], room // length):
+            pattern.append((length, times))
+            room -= length * times
+    return pattern
 
 
 @dataclass(frozen=True)
