@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from serving.lean_tensorflow import lean_tensorflow
 from serving.server.flags import FlagError, Flags, parse_flags, usage
-from serving.server.memory import limit_arenas, limit_memory
+from serving.server.memory import limit_memory, use_one_heap
 
 _PROGRAM = "python -m serving.server"
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # or every broken request fills the log
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    limit_arenas()
+    use_one_heap()
     limit_memory(flags.max_memory_bytes)
     # The default of 5 ms lets one thread hold up the event loop for longer than a whole request takes.
     sys.setswitchinterval(0.0005)

@@ -1,5 +1,6 @@
-"""The bound on memory: what is read from the system, and that allocations above it fail."""
+"""The bound on memory, and that an unloaded model leaves none behind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,33 @@ except MemoryError:
 """
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert outcome.stdout == "refused\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux")
+def test_an_unloaded_model_gives_back_the_memory_of_its_requests(tmp_path: Path) -> None:
+    from tiny_saved_models import write_tiny
+
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from serving.server.memory import use_one_heap
+use_one_heap()
+from serving.lean_tensorflow import lean_tensorflow
+with lean_tensorflow():
+    from serving.server.saved_model import LoadedModel
+def swap(n):
+    model = LoadedModel(Path(sys.argv[1]))
+    signature = model.signatures["square_of_ones"]
+    model.run({signature.inputs["n"].name: np.int32(n)}, [signature.outputs["sum"].name])
+    model.close()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) // 1024
+print(swap(10), swap(5000))
+"""
+    # The kernels of oneDNN, and with them its allocator, are the default on some processors only.
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    command = [sys.executable, "-c", program, str(write_tiny(tmp_path / "1"))]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    small, large = map(int, outcome.stdout.split())
+    assert large < small + 30  # MB; the tensor had 100
