@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from serving.server.answer_cache import AnswerCache, CachingModel
 from serving.server.batch_scheduler import BatchScheduler
 from serving.server.batching import BatchingModel, ServedModel
 from serving.server.metrics import Metrics
+from serving.server.probe import NICENESS
 from serving.server.saved_model import LoadedModel, SessionThreads
 from serving.server.status import Code, StatusError
 from serving.server.warmup import run_warmup
@@ -70,9 +72,10 @@ class ModelLoader:
         """
         started = time.perf_counter()
         try:
-            if self._options.probe and self._is_replacing(name):
+            is_replacing = self._is_replacing(name)
+            if self._options.probe and is_replacing:
                 probe_version(path, self._options)
-            loaded = load_model(path, self._options)
+            loaded = (load_behind_requests if is_replacing else load_model)(path, self._options)
         except BaseException:
             self._metrics.count_load(path, time.perf_counter() - started, succeeded=False)
             raise
@@ -81,9 +84,9 @@ class ModelLoader:
         return CachingModel(model, self._cache, name, self._metrics) if self._cache else model
 
 
-def load_model(path: Path, options: LoadOptions) -> LoadedModel:
+def load_model(path: Path, options: LoadOptions, on_imported: Callable[[], None] = lambda: None) -> LoadedModel:
     """Loads, prepares and warms up the model of a folder."""
-    model = LoadedModel(path, options.tags, options.threads)
+    model = LoadedModel(path, options.tags, options.threads, on_imported=on_imported)
     try:
         model.prepare()
         if options.warmup_iterations:
@@ -92,6 +95,23 @@ def load_model(path: Path, options: LoadOptions) -> LoadedModel:
         model.close()
         raise
     return model
+
+
+def load_behind_requests(path: Path, options: LoadOptions) -> LoadedModel:
+    """Does the same at a low priority, for a version to replace one that is answering.
+
+    Restoring variables and optimising graphs takes a core for a second, outside the interpreter. The import of the
+    graph comes before that at the usual priority: it holds the interpreter for 20 to 30 ms, so requests would wait for
+    whatever kept it from a core. Needs a thread of its own, as a priority once lowered stays low.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
+        return executor.submit(load_model, path, options, _lower_priority).result()
+
+
+def _lower_priority() -> None:
+    """Lowers the priority of this thread alone, which only Linux can: `man 7 sched`, "The nice value"."""
+    if sys.platform == "linux":
+        os.nice(NICENESS)
 
 
 def probe_version(path: Path, options: LoadOptions) -> None:

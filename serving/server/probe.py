@@ -10,12 +10,12 @@ from pathlib import Path
 
 from serving.lean_tensorflow import lean_tensorflow
 
-_NICENESS = 5  # behind the requests, yet not so far that a busy machine would never get a new version
+NICENESS = 5  # behind the requests, yet not so far that a busy machine would never get a new version
 
 
 def main(arguments: list[str]) -> int:
     """Loads the folder `arguments[0]`; the rest are tags, both thread counts and the warm-up iterations."""
-    os.nice(_NICENESS)
+    os.nice(NICENESS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     path, tags, intra_op, inter_op, iterations = arguments
     with lean_tensorflow():

@@ -8,7 +8,7 @@ A callable of the session costs 10 us from Python where a loaded concrete functi
 
 import ctypes
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,20 @@ class LoadedModel:
         path: Folder that holds `saved_model.pb`.
         tags: Tags of the MetaGraph to load.
         threads: Thread counts of the session.
+        on_imported: Called when the graph is imported, before the variables are restored.
 
     Raises:
         StatusError: The folder is no loadable SavedModel; the code is NOT_FOUND, DATA_LOSS or TensorFlow's own.
     """
 
-    def __init__(self, path: Path, tags: Collection[str] = ("serve",), threads: SessionThreads | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tags: Collection[str] = ("serve",),
+        threads: SessionThreads | None = None,
+        *,
+        on_imported: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
         meta_graph = _read_meta_graph(path, frozenset(tags))
         self.signatures: Mapping[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
@@ -62,6 +70,7 @@ class LoadedModel:
         self._session = None
         try:
             self._graph, self._session = _open_session(meta_graph, threads or SessionThreads())
+            on_imported()
             self._restore(meta_graph)
         except errors_impl.OpError as error:
             self.close()

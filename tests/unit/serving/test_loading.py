@@ -1,5 +1,8 @@
 """A version is ready when it is loaded: its first request finds everything made."""
 
+import os
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ with lean_tensorflow():
     from tensorflow_serving.apis import predict_pb2
 
     from serving.server import inference, saved_model
-    from serving.server.loading import LoadOptions, load_model
+    from serving.server.loading import LoadOptions, ModelLoader, load_model
+    from serving.server.metrics import Metrics
+    from serving.server.probe import NICENESS
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +69,26 @@ def test_signature_that_cannot_run_does_not_stop_the_load(model_path: Path, tmp_
     answer = inference.predict(model, _request("serving_default", "x", 1, float_val=[1.0]))
     assert np.isclose(answer.outputs["y"].float_val[0], 2.5)
     model.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+@pytest.mark.parametrize(("is_replacing", "expected"), [(False, [0, 0, 0]), (True, [0, NICENESS, NICENESS])])
+def test_what_replaces_an_answering_version_is_restored_and_prepared_behind_the_requests(
+    is_replacing: bool, expected: list[int], model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def recording(function):
+        def recorded(*arguments):
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) - usual)
+            return function(*arguments)
+
+        return recorded
+
+    monkeypatch.setattr(saved_model, "_open_session", recording(saved_model._open_session))
+    for name in ("_restore", "prepare"):
+        monkeypatch.setattr(saved_model.LoadedModel, name, recording(getattr(saved_model.LoadedModel, name)))
+    loader = ModelLoader(LoadOptions(probe=False), Metrics(), None, lambda _: is_replacing)
+    loader("tiny", 1, model_path).close()
+    assert seen == expected
+    assert os.getpriority(os.PRIO_PROCESS, 0) == usual
