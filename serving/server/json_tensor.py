@@ -30,6 +30,7 @@ INTEGERS = (
     types_pb2.DT_UINT64,
 )
 _MAX_NESTING = 32
+_NO_WHITE_SPACE = dict.fromkeys(map(ord, " \t\n\v\f\r"))
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -86,10 +87,11 @@ def predict_inputs(document: Mapping[str, Any], inputs: _TensorInfos) -> tuple[d
         Input name to array, and whether the request is in row form (`instances`).
 
     Raises:
-        StatusError: INVALID_ARGUMENT, or UNIMPLEMENTED for dtypes JSON has no form for.
+        StatusError: INVALID_ARGUMENT, or UNIMPLEMENTED for dtypes JSON has no form for in `inputs`.
     """
     if not inputs:
-        raise invalid_argument("Failed to get input map for signature: it has no inputs; use gRPC.")
+        name = signature_name(document) or "DEFAULT"
+        raise invalid_argument(f"Failed to get input map for signature: {name} (it has no inputs; use gRPC)")
     if "instances" in document and "inputs" in document:
         raise invalid_argument(
             f"JSON Value: {_shown(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
@@ -101,7 +103,10 @@ def predict_inputs(document: Mapping[str, Any], inputs: _TensorInfos) -> tuple[d
             raise invalid_argument(f"JSON Value: {_shown(document)} Expecting 'instances' to be an list/array")
         if not instances:
             raise invalid_argument(f"JSON Value: {_shown(document)} No values in 'instances' array")
-        return _from_rows(instances, inputs), True
+        try:
+            return _from_rows(instances, inputs), True
+        except StatusError as error:  # of whatever code: TensorFlow Serving says so of every fault in a row
+            raise invalid_argument(error.message) from error
     if "inputs" in document:
         return _from_columns(document["inputs"], inputs), False
     raise invalid_argument("Missing 'inputs' or 'instances' key")
@@ -237,12 +242,19 @@ def _encode(text: str) -> bytes:
 
 
 def decode_base64(value: dict[str, Any]) -> bytes:
-    """Reads `{"b64": "…"}`, standard alphabet, with or without padding."""
+    """Reads `{"b64": "…"}` as TensorFlow Serving's `absl::Base64Unescape` does.
+
+    Standard alphabet; white space anywhere is skipped (`base64.encodebytes` breaks lines); all of the padding or none.
+    """
     if not _is_base64(value):
         raise invalid_argument(f"JSON Value: {_shown(value)} not formatted correctly for base64 data")
-    text = value["b64"]
+    text = value["b64"].translate(_NO_WHITE_SPACE)
+    digits = text.rstrip("=")
+    padding = "=" * (-len(digits) % 4)
+    if text not in (digits, digits + padding):
+        raise invalid_argument("Unable to base64 decode")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4) if "=" not in text else text, validate=True)
+        return base64.b64decode(digits + padding, validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid_argument("Unable to base64 decode") from error
 

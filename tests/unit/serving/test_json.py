@@ -53,15 +53,31 @@ def test_integers_keep_64_bits_and_their_range() -> None:
             inputs(f'{{"inputs": {text}}}', n=dtype)
 
 
-def test_base64_with_and_without_padding() -> None:
-    for text in ("/w==", "/w"):
-        assert inputs(f'{{"inputs": {{"b64": "{text}"}}}}', s=types_pb2.DT_STRING)["s"].item() == b"\xff"
+@pytest.mark.parametrize("text", ["/w==", "/w", r"/w==\n", r"/ \tw\r\n= =\f"])
+def test_base64_with_and_without_padding_and_white_space(text: str) -> None:
+    assert inputs(f'{{"inputs": {{"b64": "{text}"}}}}', s=types_pb2.DT_STRING)["s"].item() == b"\xff"
 
 
-def test_types_json_has_no_form_for() -> None:
-    with pytest.raises(StatusError) as caught:
-        inputs('{"inputs": 1}', h=types_pb2.DT_HALF)
-    assert caught.value.code is Code.UNIMPLEMENTED
+@pytest.mark.parametrize("text", ["/w=", "/", "=", "/w===", "YWJj====", "Y=Q=", "-_8=", "é"])
+def test_broken_base64(text: str) -> None:
+    with pytest.raises(StatusError, match="Unable to base64 decode"):
+        inputs(f'{{"inputs": {{"b64": "{text}"}}}}', s=types_pb2.DT_STRING)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [('{"inputs": 1}', Code.UNIMPLEMENTED), ('{"instances": [1]}', Code.INVALID_ARGUMENT)]
+)
+def test_types_json_has_no_form_for(text: str, code: Code) -> None:
+    """TensorFlow Serving wraps every fault in a row into an INVALID_ARGUMENT."""
+    with pytest.raises(StatusError, match="to type: half") as caught:
+        inputs(text, h=types_pb2.DT_HALF)
+    assert caught.value.code is code
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", "DEFAULT"), ("constant", "constant")])
+def test_a_signature_without_inputs_is_named(name: str, shown: str) -> None:
+    with pytest.raises(StatusError, match=f"Failed to get input map for signature: {shown}"):
+        inputs(f'{{"signature_name": "{name}", "inputs": 1}}')
 
 
 @pytest.mark.parametrize("text", ["[[1], 2]", "[1, [2]]", "[[1], [2, 3]]", "[[[1]], [2]]", '{"a": 1}', "null"])
