@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -9,11 +10,16 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from serving.server.rest_api import error_body
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class _GuardedHandler(RequestHandler):
-    """Closes a connection on which no whole request head arrives in time (the slow-loris attack)."""
+    """Closes a connection on which no whole request head arrives in time (the slow-loris attack).
+
+    What is no HTTP at all is refused in the form of every other error.
+    """
 
     __slots__ = ("_head_timer", "_head_seconds")
 
@@ -35,6 +41,20 @@ class _GuardedHandler(RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers a request that the parser, or a fault of the server, kept from its handler."""
+        super().handle_error(request, status, exc, message)  # logs, and raises if an answer has begun
+        body = error_body(message or HTTPStatus(status).phrase)
+        answer = web.Response(status=status, body=body, content_type="application/json")
+        answer.force_close()
+        return answer
 
     def _close_if_headless(self) -> None:
         self._head_timer = None

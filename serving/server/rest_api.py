@@ -99,7 +99,7 @@ class RestApi:
         """Answers one request; never raises."""
         path = request.rel_url.raw_path
         if self._options.metrics_path and path == self._options.metrics_path:
-            return web.Response(text=self._metrics.page(), content_type="text/plain")
+            return web.Response(body=self._metrics.page().encode(), content_type="text/plain")
         if not re.fullmatch(r"/v1/.*", path, re.IGNORECASE | re.DOTALL):
             return web.Response(status=404, text="<h1>Not Found</h1>", content_type="text/html")
         started = time.perf_counter()
@@ -146,6 +146,8 @@ class RestApi:
             raise StatusError(Code.DEADLINE_EXCEEDED, "The body of the request did not arrive in time.") from error
         except web.HTTPRequestEntityTooLarge as error:
             raise StatusError(Code.RESOURCE_EXHAUSTED, f"The body of the request is too large: {error.text}") from error
+        except ConnectionError as error:
+            raise StatusError(Code.CANCELLED, "The client hung up before its request had arrived.") from error
         except (web.RequestPayloadError, ValueError) as error:
             raise invalid_argument(f"The body of the request cannot be read: {error}") from error
 

@@ -85,6 +85,38 @@ def test_broken_http(server: ServerProcess, raw: bytes) -> None:
     assert_still_answers(server)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"SPEAK /v1/models/tiny HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v1/models/t\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_json(server: ServerProcess, head: bytes) -> None:
+    with socket.create_connection(_host_port(server.rest_address), timeout=20) as connection:
+        connection.sendall(head)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.getheader("Content-Type")) == (400, "application/json")
+        assert list(json.loads(answer.read())) == ["error"]
+
+
+def test_a_client_that_hangs_up_is_no_fault_of_the_server(server: ServerProcess) -> None:
+    for _ in range(3):
+        with socket.create_connection(_host_port(server.rest_address), timeout=20) as connection:
+            connection.sendall(b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100) == b""
+    assert_still_answers(server)
+    assert "Connection lost" not in server.log
+    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection.request("GET", "/monitoring/prometheus/metrics")
+    page = connection.getresponse().read().decode()
+    assert 'request_count{model_name="",status="CANCELLED"}' in page
+    assert 'status="INTERNAL"' not in page
+
+
 def test_megabyte_strings_and_deep_json(server: ServerProcess) -> None:
     connection = http.client.HTTPConnection(server.rest_address, timeout=60)
     body = json.dumps({"signature_name": "words", "inputs": ["a" * 5_000_000]}).encode()

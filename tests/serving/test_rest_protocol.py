@@ -244,8 +244,11 @@ def test_options(server: ServerProcess) -> None:
 
 def test_metrics(server: ServerProcess) -> None:
     post(server, {"instances": [1]})
-    status, page = call(server, "GET", "/monitoring/prometheus/metrics")
-    assert status == 200
+    connection = http.client.HTTPConnection(server.rest_address, timeout=30)
+    connection.request("GET", "/monitoring/prometheus/metrics")
+    answer = connection.getresponse()
+    page = answer.read().decode()
+    assert (answer.status, answer.getheader("Content-Type")) == (200, "text/plain")
     assert "# HELP" not in page
     count = re.search(r'^:tensorflow:serving:request_count\{model_name="tiny",status="OK"\} (\d+)$', page, re.M)
     assert count and int(count[1]) >= 1
