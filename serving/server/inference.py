@@ -91,8 +91,10 @@ def begin_predict(model: Runnable, request: predict_pb2.PredictRequest) -> Graph
     signature = model.signatures.get(signature_name)
     if signature is None:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.')
-    check_input_names(signature, request.inputs)
-    arrays = {alias: to_array(alias, proto) for alias, proto in request.inputs.items()}
+    # Inputs with a default value in the signature may be left out over gRPC; REST asks for all, as TensorFlow Serving.
+    inputs = {**signature.defaults, **request.inputs} if signature.defaults else request.inputs
+    check_input_names(signature, inputs)
+    arrays = {alias: to_array(alias, proto) for alias, proto in inputs.items()}
     return graph_run_of(signature, arrays, request.output_filter)
 
 
