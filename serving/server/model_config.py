@@ -47,7 +47,7 @@ def check_config(
 
     Raises:
         StatusError: INVALID_ARGUMENT for a name given twice, a relative base path or a platform that is unknown, not
-            given, or changed; UNIMPLEMENTED for configurations of custom models.
+            given, given twice, or changed; UNIMPLEMENTED for configurations of custom models.
     """
     if config.WhichOneof("config") == "custom_model_config":
         raise StatusError(Code.UNIMPLEMENTED, "custom_model_config needs code of its own; use model_config_list.")
@@ -75,8 +75,15 @@ def check_config(
 
 
 def _platform(model: model_server_config_pb2.ModelConfig) -> str:
-    if model.model_type == model_server_config_pb2.TENSORFLOW and not model.model_platform:
+    if model.model_type and model.model_platform:
+        raise invalid_argument(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform, "
+            f"model name is {model.name}"
+        )
+    if model.model_type == model_server_config_pb2.TENSORFLOW:
         return _PLATFORM
+    if model.model_type:
+        raise invalid_argument(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
     if not model.model_platform:
         raise invalid_argument(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "

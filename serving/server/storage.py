@@ -15,11 +15,12 @@ _MAX_VERSION = 2**63 - 1
 class VersionPolicy:
     """Which versions to serve: the newest few, all of them, or exactly those named.
 
-    `latest` is how many of the numerically largest versions; 0 stands for all. A non-empty `specific` wins over it.
+    `latest` is how many of the numerically largest versions; 0 stands for all. `specific` wins over it, even if it
+    names no version.
     """
 
     latest: int = 1
-    specific: frozenset[int] = frozenset()
+    specific: frozenset[int] | None = None
 
     @classmethod
     def from_proto(
@@ -36,7 +37,7 @@ class VersionPolicy:
     def choose(self, versions: Iterable[int]) -> frozenset[int]:
         """Returns those of `versions` that should be served."""
         present = set(versions)
-        if self.specific:
+        if self.specific is not None:
             return frozenset(present & self.specific)
         return frozenset(sorted(present)[-self.latest :])
 
@@ -54,7 +55,7 @@ def versions_on_disk(base_path: Path) -> dict[int, Path] | None:
     """Lists the versions below a base path.
 
     Every child whose whole name is a decimal 64-bit number counts, leading zeros included; symbolic links are
-    followed, as TensorFlow Serving does.
+    followed, as TensorFlow Serving does. Of two names of one number the last by alphabet counts (`1`, not `01`).
 
     Returns:
         Version to path, or None if the base path cannot be listed.
@@ -66,5 +67,5 @@ def versions_on_disk(base_path: Path) -> dict[int, Path] | None:
     versions: dict[int, Path] = {}
     for child in children:
         if _VERSION_NAME.fullmatch(child.name) and int(child.name[:32]) <= _MAX_VERSION and len(child.name) <= 32:
-            versions.setdefault(int(child.name), child)
+            versions[int(child.name)] = child
     return versions

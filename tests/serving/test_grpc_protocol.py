@@ -269,6 +269,12 @@ def test_reload_refuses_what_is_no_list_of_models(models: Any) -> None:
     del models_list[1]
     models_list[0].model_platform = "other"
     assert_fails(models.HandleReloadConfigRequest, message, invalid, "platform")
+    models_list[0].model_platform = "tensorflow"
+    models_list[0].model_type = 1
+    assert_fails(models.HandleReloadConfigRequest, message, invalid, "Illegal setting both")
+    models_list[0].model_platform = ""
+    models_list[0].model_type = 2
+    assert_fails(models.HandleReloadConfigRequest, message, invalid, "not supported")
 
 
 def test_health(channel: grpc.Channel) -> None:

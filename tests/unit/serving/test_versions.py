@@ -80,6 +80,12 @@ def test_only_whole_decimal_numbers_are_versions(tmp_path: Path) -> None:
     assert versions_on_disk(tmp_path / "missing") is None
 
 
+def test_of_two_names_of_one_version_the_last_counts(tmp_path: Path) -> None:
+    for name in ("007", "7", "07"):
+        (tmp_path / name).mkdir()
+    assert versions_on_disk(tmp_path) == {7: tmp_path / "7"}
+
+
 @pytest.mark.parametrize(
     ("policy", "chosen"),
     [
@@ -87,6 +93,7 @@ def test_only_whole_decimal_numbers_are_versions(tmp_path: Path) -> None:
         (VersionPolicy(latest=2), {4, 9}),
         (VersionPolicy(latest=0), {1, 4, 9}),
         (VersionPolicy(specific=frozenset({1, 5})), {1}),
+        (VersionPolicy(specific=frozenset()), set()),
     ],
 )
 def test_policies(policy: VersionPolicy, chosen: set[int]) -> None:
