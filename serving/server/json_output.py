@@ -22,8 +22,11 @@ def predict_body(outputs: Mapping[str, np.ndarray], *, is_row_form: bool) -> byt
     """Writes the answer to a predict request.
 
     Raises:
-        StatusError: INVALID_ARGUMENT if the outputs of a row-form request have no common dimension 0.
+        StatusError: INVALID_ARGUMENT if there are no outputs, or those of a row-form request have no common
+            dimension 0.
     """
+    if not outputs:
+        raise invalid_argument("Cannot convert empty tensor map to JSON")
     if not is_row_form:
         texts = {name: _nested(name, value) for name, value in outputs.items()}
         return _document("outputs", _one_or_object(texts))

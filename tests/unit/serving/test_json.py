@@ -106,3 +106,9 @@ def test_answers() -> None:
     assert both["predictions"][1] == {"y": [[4, 5], [6, 7]], "z": False}
     with pytest.raises(StatusError, match="Failed to write JSON value for tensor type: half"):
         predict_body({"y": np.zeros(1, np.float16)}, is_row_form=False)
+
+
+@pytest.mark.parametrize("is_row_form", [True, False])
+def test_a_signature_without_outputs_has_no_answer_in_json(is_row_form: bool) -> None:
+    with pytest.raises(StatusError, match="Cannot convert empty tensor map to JSON"):
+        predict_body({}, is_row_form=is_row_form)
