@@ -182,6 +182,25 @@ def test_slow_clients_are_cut_off(base_path: Path) -> None:
         assert_still_answers(server)
 
 
+def test_deadlines_end_the_waiting_while_the_graph_still_runs(base_path: Path) -> None:
+    from tensorflow_serving.apis import predict_pb2
+
+    with ServerProcess(base_path, "tiny", flags=["--rest_api_timeout_in_ms=100"]) as server:
+        body = json.dumps({"signature_name": "square_of_ones", "inputs": 14_000}).encode()
+        status, document = _post(server, "tiny", body)
+        assert (status, "deadline" in document["error"]) == (504, True)
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = "tiny", "square_of_ones"
+        request.inputs["n"].dtype = 3
+        request.inputs["n"].int_val.append(14_000)
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request.SerializeToString(), timeout=0.1)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert_still_answers(server)
+
+
 def test_more_requests_than_admitted_are_refused_at_once(base_path: Path) -> None:
     flags = ["--max_pending_requests=1", "--grpc_max_threads=1", "--rest_api_num_threads=1"]
     with ServerProcess(base_path, "tiny", flags=flags) as server, grpc.insecure_channel(server.grpc_address) as channel:
