@@ -208,7 +208,7 @@ def _serve(arguments: list[str]) -> int:
     from serving.server.main import main as serve_main
 
     if arguments and not arguments[0].startswith("-"):
-        base_path = Path(arguments[0]).resolve()
+        base_path = Path(arguments[0]).absolute()  # a link is not followed now: it may be turned to another folder
         if not base_path.is_dir():
             raise InputError(
                 f"{base_path} is no folder; give the one that holds the version folders, "

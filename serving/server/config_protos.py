@@ -1,16 +1,18 @@
-"""Configuration messages that the tensorflow-serving-api package leaves out, for reading their text form.
+"""Reads configuration files, which are text messages; some the tensorflow-serving-api package leaves out.
 
-Built at run time from the field numbers of TensorFlow Serving's public .proto files, in a descriptor pool of our own.
+Those are built at run time from the field numbers of TensorFlow Serving's public .proto files, in a descriptor pool of
+our own.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from google.protobuf.message import Message
 
 from serving.server.status import Code, StatusError, invalid_argument
 
+MessageT = TypeVar("MessageT", bound=Message)
 _TYPES = descriptor_pb2.FieldDescriptorProto
 _WRAPPERS = "google/protobuf/wrappers.proto"
 # Message to fields: name, number, type (a scalar type, or the full name of a message), repeated.
@@ -66,20 +68,26 @@ _CLASSES = _message_classes()
 
 
 def read_text_config(name: str, path: str) -> Any:
-    """Reads a text file as the message `name`.
-
-    Args:
-        name: `SSLConfig`, `MonitoringConfig` or `BatchingParameters`.
-        path: The file.
+    """Reads a text file as the message `name`: `SSLConfig`, `MonitoringConfig` or `BatchingParameters`.
 
     Raises:
-        StatusError: NOT_FOUND or INVALID_ARGUMENT, naming the file.
+        StatusError: As `read_text_message`.
     """
+    return read_text_message(_CLASSES[name](), path)
+
+
+def read_text_message(message: MessageT, path: str) -> MessageT:
+    """Reads a text file into an empty message; what cannot be parsed is refused in TensorFlow Serving's words.
+
+    Raises:
+        StatusError: NOT_FOUND or INVALID_ARGUMENT with the file and, for a parse error, line and column.
+    """
+    name = message.DESCRIPTOR.full_name
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise StatusError(Code.NOT_FOUND, f"Cannot read the {name} file {path}: {error}") from error
     try:
-        return text_format.Parse(text, _CLASSES[name]())
+        return text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise invalid_argument(f"{path} is no text {name}: {error}") from error
+        raise invalid_argument(f"Invalid protobuf file: '{path}': Error parsing text-format {name}: {error}") from error

@@ -1,5 +1,6 @@
 """The server behind both protocols: finds the version a request means and lets it answer."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,15 +43,30 @@ class ServerCore:
         self._config: model_server_config_pb2.ModelServerConfig | None = None
         self._labels: Labels = {}
 
-    def reload_config(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        """Replaces the served models; returns when every new one answers.
+    async def reload_config(self, config: model_server_config_pb2.ModelServerConfig) -> None:
+        """Replaces the served models; returns when every new one answers. No other reload waits for that.
 
         Raises:
             StatusError: The configuration is at fault (nothing changes), or a new model does not load (UNKNOWN).
         """
+        added = await asyncio.to_thread(self.apply_config, config)
+        failed = await asyncio.wrap_future(self.manager.when_available(added))
+        if failed:
+            reasons = "".join(f"{{{name}{self._failure(name)}}}, " for name in failed)
+            raise StatusError(Code.UNKNOWN, f"{len(failed)} model(s) did not become available: {{{reasons}}}")
+
+    def apply_config(self, config: model_server_config_pb2.ModelServerConfig) -> list[str]:
+        """Replaces the served models without waiting for them.
+
+        Returns:
+            Names of the models that were not on the list before.
+
+        Raises:
+            StatusError: The configuration is at fault; nothing changes.
+        """
         with self._reload_lock:
             if config.WhichOneof("config") is None:
-                return
+                return []
             check_config(config, self._config)
             labels = new_labels(
                 config,
@@ -58,14 +74,10 @@ class ServerCore:
                 self.manager.statuses,
                 allow_unavailable=self._allow_labels_for_unavailable,
             )
-            before = {model.name for model in self._config.model_config_list.config} if self._config else set()
+            before = {model.name for model in self.models()}
             self._config, self._labels = config, labels
             self.manager.watch(monitored_models(config))
-            added = [model.name for model in config.model_config_list.config if model.name not in before]
-            failed = self.manager.wait_available(added)
-        if failed:
-            reasons = "".join(f"{{{name}{self._failure(name)}}}, " for name in failed)
-            raise StatusError(Code.UNKNOWN, f"{len(failed)} model(s) did not become available: {{{reasons}}}")
+            return [model.name for model in config.model_config_list.config if model.name not in before]
 
     def models(self) -> list[model_server_config_pb2.ModelConfig]:
         """The configured models."""

@@ -63,7 +63,7 @@ class Flags:
     max_memory_bytes: int = _flag(
         0, "Tandem: memory of the process; a request that needs more is RESOURCE_EXHAUSTED. 0 is the machine's."
     )
-    probe_new_versions: bool = _flag(True, "Tandem: try a new version in a process of its own before replacing one.")
+    probe_new_versions: bool = _flag(True, "Tandem: try a version in a process of its own, once requests are answered.")
     answer_cache_bytes: int = _flag(0, "Tandem: memory for answers to requests that come again; 0 keeps none.")
     request_log: str = _flag("", "Tandem: keep sampled requests as PredictionLog TFRecords in this file.")
     request_log_sampling_rate: float = _flag(0.01, "Tandem: share of the requests kept there.")

@@ -33,8 +33,6 @@ from serving.server.status import Code, StatusError, invalid_argument, status_of
 _LOG = logging.getLogger(__name__)
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
-# TensorFlow Serving's limit, where gRPC's own default is 4 MiB.
-CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 2**31 - 1), ("grpc.max_send_message_length", 2**31 - 1)]
 
 _Method = Callable[[bytes, grpc.aio.ServicerContext], Any]
 
@@ -162,7 +160,7 @@ class GrpcApi:
         return method
 
     async def _reload_config(self, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        """Runs in a thread of its own: it waits for models to load, which may take minutes."""
+        """Waits for new models to load, which may take minutes, until the client gives up."""
         try:
             request = _parse(model_management_pb2.ReloadConfigRequest, raw)
             if request.config.WhichOneof("config") != "model_config_list":
@@ -170,7 +168,7 @@ class GrpcApi:
                     "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                     "Only ModelConfigList is currently supported"
                 )
-            await asyncio.to_thread(self._core.reload_config, request.config)
+            await self._core.reload_config(request.config)
         except Exception as error:
             return await _abort(context, error)
         response = model_management_pb2.ReloadConfigResponse()

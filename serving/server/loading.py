@@ -30,7 +30,7 @@ class LoadOptions:
         tags: Tags of the MetaGraph.
         threads: Thread counts of each session.
         warmup_iterations: How often to run each warm-up record; 0 turns warm-up off.
-        probe: Whether a version that would replace another is first loaded in a process of its own.
+        probe: Whether a version is first loaded in a process of its own, once there is somebody to protect.
     """
 
     tags: tuple[str, ...] = ("serve",)
@@ -46,7 +46,7 @@ class ModelLoader:
         options: Flags.
         metrics: Where loads and batches are counted.
         scheduler: Shared batch threads; None turns batching off.
-        is_replacing: Whether a model of this name answers already.
+        is_answering: Whether requests are answered already, which a load must neither end nor slow down.
         cache: Keeps answers; None keeps none.
     """
 
@@ -55,13 +55,13 @@ class ModelLoader:
         options: LoadOptions,
         metrics: Metrics,
         scheduler: BatchScheduler | None,
-        is_replacing: Callable[[str], bool],
+        is_answering: Callable[[], bool],
         cache: AnswerCache | None = None,
     ) -> None:
         self._options = options
         self._metrics = metrics
         self._scheduler = scheduler
-        self._is_replacing = is_replacing
+        self._is_answering = is_answering
         self._cache = cache
 
     def __call__(self, name: str, version: int, path: Path) -> ServedModel:
@@ -72,10 +72,10 @@ class ModelLoader:
         """
         started = time.perf_counter()
         try:
-            is_replacing = self._is_replacing(name)
-            if self._options.probe and is_replacing:
+            is_answering = self._is_answering()
+            if self._options.probe and is_answering:
                 probe_version(path, self._options)
-            loaded = (load_behind_requests if is_replacing else load_model)(path, self._options)
+            loaded = (load_behind_requests if is_answering else load_model)(path, self._options)
         except BaseException:
             self._metrics.count_load(path, time.perf_counter() - started, succeeded=False)
             raise
@@ -98,7 +98,7 @@ def load_model(path: Path, options: LoadOptions, on_imported: Callable[[], None]
 
 
 def load_behind_requests(path: Path, options: LoadOptions) -> LoadedModel:
-    """Does the same at a low priority, for a version to replace one that is answering.
+    """Does the same at a low priority, while others answer requests.
 
     Restoring variables and optimising graphs takes a core for a second, outside the interpreter. The import of the
     graph comes before that at the usual priority: it holds the interpreter for 20 to 30 ms, so requests would wait for
@@ -118,7 +118,7 @@ def probe_version(path: Path, options: LoadOptions) -> None:
     """Loads a folder in a process of its own, at a low priority.
 
     TensorFlow aborts the whole process on some damaged graphs. Better a process that serves nobody: while the probe
-    dies, the version that is served goes on answering.
+    dies, what is served goes on answering.
 
     Raises:
         StatusError: The error of the load; INTERNAL if the process died of it.

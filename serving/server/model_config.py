@@ -1,4 +1,4 @@
-"""The list of served models: reads `ModelServerConfig`, checks it, keeps it with its version labels.
+"""The list of served models: checks a `ModelServerConfig`, keeps it with its version labels.
 
 Texts and codes are TensorFlow Serving's.
 """
@@ -6,7 +6,6 @@ Texts and codes are TensorFlow Serving's.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.server.servable import State, VersionStatus
@@ -22,22 +21,6 @@ def single_model_config(name: str, base_path: str) -> model_server_config_pb2.Mo
     config = model_server_config_pb2.ModelServerConfig()
     config.model_config_list.config.add(name=name, base_path=base_path, model_platform=_PLATFORM)
     return config
-
-
-def read_model_config(path: str) -> model_server_config_pb2.ModelServerConfig:
-    """Reads a text `ModelServerConfig`.
-
-    Raises:
-        StatusError: NOT_FOUND or INVALID_ARGUMENT with the file and, for a parse error, the line.
-    """
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StatusError(Code.NOT_FOUND, f"Cannot read the model config file {path}: {error}") from error
-    try:
-        return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    except text_format.ParseError as error:
-        raise invalid_argument(f"The model config file {path} is no text ModelServerConfig: {error}") from error
 
 
 def check_config(

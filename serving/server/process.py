@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 from aiohttp import web
+from tensorflow_serving.config import model_server_config_pb2
 
 from serving.server.answer_cache import AnswerCache
 from serving.server.batch_scheduler import BatchingParameters, BatchScheduler
 from serving.server.batching import ServedModel
-from serving.server.config_protos import read_text_config
+from serving.server.config_protos import read_text_config, read_text_message
 from serving.server.core import ServerCore
 from serving.server.execution import RequestPool
 from serving.server.flags import Flags
@@ -23,12 +24,12 @@ from serving.server.http_connections import GuardedServer
 from serving.server.loading import LoadOptions, ModelLoader
 from serving.server.memory import freeze_startup_objects
 from serving.server.metrics import Metrics
-from serving.server.model_config import read_model_config, single_model_config
+from serving.server.model_config import single_model_config
 from serving.server.request_log import RequestLog
 from serving.server.rest_api import RestApi, RestOptions
 from serving.server.saved_model import SessionThreads
 from serving.server.servable import State
-from serving.server.status import Code, StatusError
+from serving.server.status import Code, StatusError, invalid_argument
 from serving.server.versions import LoadRetries, VersionManager
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class ModelServer:
         self._metrics = Metrics()
         self._scheduler = scheduler = BatchScheduler(_batching_parameters(flags)) if flags.enable_batching else None
         self._cache = AnswerCache(flags.answer_cache_bytes) if flags.answer_cache_bytes else None
-        loader = ModelLoader(_load_options(flags), self._metrics, scheduler, self._is_served, self._cache)
+        self._is_answering = False
+        loader = ModelLoader(_load_options(flags), self._metrics, scheduler, lambda: self._is_answering, self._cache)
         self._manager: VersionManager[ServedModel] = VersionManager(
             loader,
             poll_seconds=flags.file_system_poll_wait_seconds,
@@ -77,13 +79,10 @@ class ModelServer:
             else None
         )
 
-    def _read_config(self) -> Any:
+    def _read_config(self) -> model_server_config_pb2.ModelServerConfig:
         if self._flags.model_config_file:
-            return read_model_config(self._flags.model_config_file)
+            return read_text_message(model_server_config_pb2.ModelServerConfig(), self._flags.model_config_file)
         return single_model_config(self._flags.model_name, self._flags.model_base_path)
-
-    def _is_served(self, name: str) -> bool:
-        return any(status.state is State.AVAILABLE for status in self._manager.statuses(name))
 
     def _add_gauges(self) -> None:
         self._metrics.add_gauge(":tandem:serving:pending_requests", lambda: {"": self._pool.pending})
@@ -116,12 +115,13 @@ class ModelServer:
         freeze_startup_objects()  # not those of a model, which must go when it is unloaded
         self._manager.start()
         stopping = asyncio.create_task(stop.wait())
-        loading = asyncio.create_task(asyncio.to_thread(self._core.reload_config, self._config))
+        loading = asyncio.create_task(self._core.reload_config(self._config))
         grpc_server, runner, polling = None, None, None
         try:
             await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                self._is_answering = True
                 grpc_server = await self._start_grpc()
                 runner = await self._start_rest()
                 if self._flags.model_config_file and self._flags.model_config_file_poll_wait_seconds > 0:
@@ -130,15 +130,14 @@ class ModelServer:
                     on_ready()
                 await stopping
         finally:
-            stopping.cancel()
-            if polling is not None:
-                polling.cancel()
+            for task in (stopping, loading, polling):
+                if task is not None:
+                    task.cancel()
             if grpc_server is not None:
                 await grpc_server.stop(_STOP_SECONDS)
             if runner is not None:
                 await runner.cleanup()
             await asyncio.to_thread(self._close)
-            await asyncio.gather(loading, return_exceptions=True)
 
     def _close(self) -> None:
         self._pool.close()
@@ -205,8 +204,7 @@ class ModelServer:
         while True:
             await asyncio.sleep(self._flags.model_config_file_poll_wait_seconds)
             try:
-                config = read_model_config(self._flags.model_config_file)
-                await asyncio.to_thread(self._core.reload_config, config)
+                await asyncio.to_thread(lambda: self._core.apply_config(self._read_config()))
             except StatusError as error:
                 _LOG.error("The model config file is not applied: %s", error)
 
@@ -250,6 +248,10 @@ def _credentials(flags: Flags) -> grpc.ServerCredentials | None:
     if not flags.ssl_config_file:
         return None
     config = read_text_config("SSLConfig", flags.ssl_config_file)
+    for name in ("server_key", "server_cert", *(["custom_ca"] if config.client_verify else [])):
+        if not getattr(config, name):
+            reason = " to check the clients' certificates (client_verify)" if name == "custom_ca" else ""
+            raise invalid_argument(f"{flags.ssl_config_file} needs {name}{reason}: the PEM text itself, not a path.")
     return grpc.ssl_server_credentials(
         [(config.server_key.encode(), config.server_cert.encode())],
         root_certificates=config.custom_ca.encode() or None,

@@ -7,6 +7,7 @@ A callable of the session costs 10 us from Python where a loaded concrete functi
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from serving.server.status import Code, StatusError, invalid_argument
 from serving.server.tensors import object_array
 
 INIT_OP = "__saved_model_init_op"
+_VARIABLES = "variables/variables"
 _MAX_CALLABLES = 256
 _MAX_PREPARED = 64  # signatures; the rest of the table is for requests with an output_filter
 
@@ -64,6 +66,7 @@ class LoadedModel:
     ) -> None:
         self.path = path
         meta_graph = _read_meta_graph(path, frozenset(tags))
+        _check_files(path, meta_graph)
         self.signatures: Mapping[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
         self._lock = threading.Lock()
         self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
@@ -159,10 +162,9 @@ class LoadedModel:
             return self._callables[key]
 
     def _restore(self, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
-        variables = self.path / "variables" / "variables"
         saver = meta_graph.saver_def
-        if saver.restore_op_name and variables.with_suffix(".index").exists():
-            self._run_target(saver.restore_op_name, {saver.filename_tensor_name: str(variables)})
+        if saver.restore_op_name:
+            self._run_target(saver.restore_op_name, {saver.filename_tensor_name: str(self.path / _VARIABLES)})
         target = _initializer(meta_graph)
         if target:
             assets = {
@@ -201,6 +203,22 @@ def _read_meta_graph(path: Path, tags: frozenset[str]) -> meta_graph_pb2.MetaGra
         f"Could not find meta graph def matching supplied tags: {{ {' '.join(sorted(tags))} }} "
         f"in {file}; it has {found}",
     )
+
+
+def _check_files(path: Path, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
+    """Raises for what TensorFlow would not complain about: no variables yet, or files that never end.
+
+    A folder that is being copied has its graph before its variables. TensorFlow then restores nothing and every request
+    fails, while the version seems to be served; as an error the load is tried again.
+    """
+    index = path / f"{_VARIABLES}.index"
+    if meta_graph.saver_def.restore_op_name and not index.exists():
+        raise StatusError(Code.NOT_FOUND, f"Could not find the variables of the SavedModel: {index} is missing")
+    for name in ("variables", "assets"):
+        for folder, _, files in os.walk(path / name):
+            for file in (Path(folder, file) for file in files):
+                if file.exists() and not file.is_file():
+                    raise StatusError(Code.NOT_FOUND, f"Could not read {file}: not a regular file")
 
 
 def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads) -> tuple[Any, Any]:

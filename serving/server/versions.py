@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class VersionManager(Generic[ModelT]):
         self._models: dict[str, MonitoredModel] = {}
         self._records: dict[str, dict[int, _Record[ModelT]]] = {}
         self._routes: _Routes[ModelT] = {}  # replaced, never changed: requests read it without a lock
+        self._waiting: list[tuple[Sequence[str], Future[list[str]]]] = []
+        self._complaints: dict[str, str] = {}
         self._poll_at = 0.0
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="versions", daemon=True)
@@ -79,7 +82,7 @@ class VersionManager(Generic[ModelT]):
         """Stops watching and unloads everything, after the requests under way."""
         with self._condition:
             self._stopped = True
-            self._condition.notify_all()
+            self._changed()
         if self._thread.is_alive():
             self._thread.join()
         with self._condition:
@@ -95,7 +98,7 @@ class VersionManager(Generic[ModelT]):
             for name in self._records.keys() - self._models.keys():
                 self._aspire(name, {})
             self._poll_at = 0.0
-            self._condition.notify_all()
+            self._changed()
 
     @contextmanager
     def servable(self, name: str, version: int | None = None) -> Iterator[Servable[ModelT]]:
@@ -130,28 +133,46 @@ class VersionManager(Generic[ModelT]):
                 for version in sorted(records, reverse=True)
             ]
 
-    def wait_available(self, names: Sequence[str], timeout_seconds: float | None = None) -> list[str]:
-        """Waits until each model has a version that answers, or none left that still could.
+    def when_available(self, names: Sequence[str]) -> Future[list[str]]:
+        """Promises an answer for when each model has a version that answers, or none left that still could.
+
+        Every version that is wanted now has been tried by then, once at least. Models without any version are waited
+        for, but no longer once they are off the list. Whoever no longer wants the answer cancels the future.
 
         Returns:
-            Names of the models that failed: all their versions ended. Models with no version at all are waited for.
-
-        Raises:
-            StatusError: UNAVAILABLE if the manager was stopped, DEADLINE_EXCEEDED after `timeout_seconds`.
+            Names of the models that no version answers for: all of them ended, or the model is off the list. The
+            exception is a StatusError UNAVAILABLE if the manager was stopped.
         """
-
-        def settled(name: str) -> bool:
-            wanted = [record for record in self._records.get(name, {}).values() if record.aspired]
-            states = {record.state for record in wanted}
-            return State.AVAILABLE in states or states == {State.END}
-
+        future: Future[list[str]] = Future()
         with self._condition:
-            done = self._condition.wait_for(lambda: self._stopped or all(map(settled, names)), timeout_seconds)
-            if self._stopped:
-                raise StatusError(Code.UNAVAILABLE, "The server is shutting down.")
-            if not done:
-                raise StatusError(Code.DEADLINE_EXCEEDED, f"Models {sorted(names)} did not become available in time.")
-            return [name for name in names if name not in self._routes]
+            self._waiting.append((list(names), future))
+            self._changed()
+        return future
+
+    def _changed(self) -> None:
+        """Tells whoever waits that something is different now; called with the lock held."""
+        self._condition.notify_all()
+        still_waiting = []
+        for names, future in self._waiting:
+            if future.cancelled():
+                continue
+            if not self._stopped and not all(map(self._is_settled, names)):
+                still_waiting.append((names, future))
+            elif future.set_running_or_notify_cancel():
+                if self._stopped:
+                    future.set_exception(StatusError(Code.UNAVAILABLE, "The server is shutting down."))
+                else:
+                    future.set_result([name for name in names if name not in self._routes])
+        self._waiting = still_waiting
+
+    def _is_settled(self, name: str) -> bool:
+        if name not in self._models:
+            return True
+        wanted = [record for record in self._records.get(name, {}).values() if record.aspired]
+        if any(record.state in (State.START, State.LOADING) and not record.failures for record in wanted):
+            return False
+        states = {record.state for record in wanted}
+        return State.AVAILABLE in states or states == {State.END}
 
     def _work(self) -> None:
         while True:
@@ -174,12 +195,26 @@ class VersionManager(Generic[ModelT]):
         with self._condition:
             for model in models:
                 versions = found[model.name]
-                if versions is None or self._models.get(model.name) != model:
+                if self._models.get(model.name) != model:
+                    continue
+                self._complain(model, versions)
+                if versions is None:
                     continue  # a missing base path changes nothing
                 chosen = model.policy.choose(versions)
                 self._aspire(model.name, {version: versions[version] for version in chosen})
             if self._models and list(self._models.values()) == list(models):
                 self._poll_at = time.monotonic() + self._poll_seconds if self._poll_seconds > 0 else float("inf")
+
+    def _complain(self, model: MonitoredModel, versions: dict[int, Path] | None) -> None:
+        """Says once, not at every look, that there is nothing to serve; called with the lock held."""
+        complaint = ""
+        if versions is None:
+            complaint = f"Could not find base path {model.base_path} for servable {model.name}; waiting for it."
+        elif not versions:
+            complaint = f"No versions of servable {model.name} found under base path {model.base_path}; waiting."
+        if complaint and self._complaints.get(model.name) != complaint:
+            _LOG.warning(complaint)
+        self._complaints[model.name] = complaint
 
     def _aspire(self, name: str, wanted: dict[int, Path]) -> None:
         """Notes what should be served of a model; called with the lock held."""
@@ -189,10 +224,14 @@ class VersionManager(Generic[ModelT]):
                 record.aspired = False
         for version, path in wanted.items():
             record_now = records.get(version)
-            if record_now is None or (record_now.state is State.END and not record_now.aspired):
+            if record_now is None or (
+                record_now.state is State.END and not (record_now.aspired and record_now.path == path)
+            ):
                 records[version] = _Record(path)
-            elif not record_now.aspired:
-                record_now.aspired = True
+                continue
+            record_now.aspired = True
+            if record_now.path != path and record_now.state in (State.START, State.LOADING):
+                record_now.path, record_now.failures, record_now.not_before = path, 0, 0.0
 
     def _act(self) -> bool:
         """Does the most urgent thing there is to do: a load before an unload. False if there is nothing."""
@@ -213,7 +252,7 @@ class VersionManager(Generic[ModelT]):
                     continue
                 if not record.aspired:
                     record.state = State.END
-                    self._condition.notify_all()
+                    self._changed()
                 elif record.not_before <= now:
                     record.state = State.LOADING
                     return name, version, record
@@ -231,7 +270,7 @@ class VersionManager(Generic[ModelT]):
             record.servable = servable
             record.state = State.AVAILABLE
             self._route(name)
-            self._condition.notify_all()
+            self._changed()
         _LOG.info("Loaded %s version %d in %.2f s.", name, version, time.monotonic() - started)
 
     def _note_failure(self, name: str, version: int, record: _Record[ModelT], error: StatusError) -> None:
@@ -239,7 +278,6 @@ class VersionManager(Generic[ModelT]):
             record.failures += 1
             if record.failures > self._retries.count:
                 record.state, record.error = State.END, error
-                self._condition.notify_all()
                 _LOG.error("Gave up %s version %d after %d tries: %s", name, version, record.failures, error)
             else:
                 record.not_before = time.monotonic() + max(0.0, self._retries.interval_seconds)
@@ -251,6 +289,7 @@ class VersionManager(Generic[ModelT]):
                     self._retries.count + 1,
                     error,
                 )
+            self._changed()
 
     def _unload_one(self) -> bool:
         """Starts one unload that leaves something to answer with; called with the lock held."""
@@ -277,7 +316,7 @@ class VersionManager(Generic[ModelT]):
             record.state = State.END
             if record.aspired:  # it came back while it was going
                 self._records[name][version] = _Record(record.path)
-            self._condition.notify_all()
+            self._changed()
         _LOG.info("Unloaded %s version %d.", name, version)
 
     def _route(self, name: str) -> None:

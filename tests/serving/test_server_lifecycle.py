@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_management_pb2,
@@ -151,18 +153,37 @@ def test_links_out_of_the_base_path(offsets: Callable[[float], Path], tmp_path: 
         assert states(server)[6] == "AVAILABLE"
 
 
-def test_a_folder_copied_in_slowly_gets_there(offsets: Callable[[float], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "order", [("assets", "variables", "saved_model.pb"), ("saved_model.pb", "assets", "variables")]
+)
+def test_a_folder_copied_in_slowly_gets_there(
+    order: tuple[str, ...], offsets: Callable[[float], Path], tmp_path: Path
+) -> None:
     publish(offsets(2.0), tmp_path, 1)
     flags = ["--load_retry_interval_micros=300000", "--max_num_load_retries=50"]
     with ServerProcess(tmp_path, "tiny", flags=flags) as server:
         slow = tmp_path / "2"
         slow.mkdir()
-        time.sleep(1.5)
-        for part in ("assets", "variables"):
-            shutil.copytree(offsets(3.0) / part, slow / part)
-        time.sleep(1)
-        assert states(server)[2] == "LOADING"
-        shutil.copy(offsets(3.0) / "saved_model.pb", slow / "saved_model.pb")
+        wait_for(lambda: states(server).get(2) == "LOADING")
+        for part in order:
+            assert answer_to_zero(server) == 2.0
+            assert states(server)[2] == "LOADING"
+            copy = shutil.copytree if (offsets(3.0) / part).is_dir() else shutil.copy
+            copy(offsets(3.0) / part, slow / part)
+            time.sleep(0 if part == order[-1] else 1.5)
+        wait_for(lambda: answer_to_zero(server) == 3.0)
+
+
+def test_a_base_path_that_is_a_link_can_be_turned(offsets: Callable[[float], Path], tmp_path: Path) -> None:
+    for version in (1, 2):
+        (tmp_path / f"release-{version}").mkdir()
+        publish(offsets(version + 1.0), tmp_path / f"release-{version}", version)
+    link = tmp_path / "current"
+    link.symlink_to("release-1")
+    with ServerProcess(link, "tiny") as server:
+        assert answer_to_zero(server) == 2.0
+        (tmp_path / "next").symlink_to("release-2")
+        (tmp_path / "next").rename(link)
         wait_for(lambda: answer_to_zero(server) == 3.0)
 
 
@@ -255,6 +276,64 @@ def test_config_file_labels_policies_and_reload(offsets: Callable[[float], Path]
             wait_for(lambda: stub.GetModelStatus(status, timeout=20).model_version_status[0].state == 50)
 
 
+def reload_request(**base_paths: Path) -> model_management_pb2.ReloadConfigRequest:
+    message = model_management_pb2.ReloadConfigRequest()
+    for name, base_path in base_paths.items():
+        message.config.model_config_list.config.add(name=name, base_path=str(base_path), model_platform="tensorflow")
+    return message
+
+
+def test_a_reload_that_cannot_end_holds_up_no_other_and_no_stop(
+    offsets: Callable[[float], Path], tmp_path: Path
+) -> None:
+    publish(offsets(2.0), tmp_path, 1)
+    with ServerProcess(tmp_path, "tiny") as server, grpc.insecure_channel(server.grpc_address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        wrong = reload_request(tiny=tmp_path, other=tmp_path / "wrong")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HandleReloadConfigRequest(wrong, timeout=1)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        stub.HandleReloadConfigRequest(reload_request(tiny=tmp_path), timeout=20)
+        waiting = stub.HandleReloadConfigRequest.future(wrong)
+        time.sleep(1)
+        assert not waiting.done()
+        corrected = reload_request(tiny=tmp_path, other=tmp_path)
+        assert stub.HandleReloadConfigRequest(corrected, timeout=20).status.error_code == 0
+        assert waiting.result(20).status.error_code == 0
+        assert answer_to_zero(server, "other") == 2.0
+        waiting = stub.HandleReloadConfigRequest.future(reload_request(tiny=tmp_path, third=tmp_path / "wrong"))
+        time.sleep(1)
+        assert not waiting.done()
+        process = psutil.Process(server.pid)
+        process.terminate()
+        assert process.wait(10) in (0, None)
+
+
+def test_a_new_model_that_kills_whoever_loads_it_leaves_the_server_alone(
+    offsets: Callable[[float], Path], tmp_path: Path
+) -> None:
+    """Functions that call themselves: TensorFlow follows them until its stack is full."""
+    for folder in ("good", "deadly"):
+        (tmp_path / folder).mkdir()
+        publish(offsets(2.0), tmp_path / folder, 1)
+    file = tmp_path / "deadly" / "1" / "saved_model.pb"
+    content = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for function in content.meta_graphs[0].graph_def.library.function:
+        for node in function.node_def:
+            if node.op in ("PartitionedCall", "StatefulPartitionedCall"):
+                node.attr["f"].func.name = function.signature.name
+    file.write_bytes(content.SerializeToString())
+    with (
+        ServerProcess(tmp_path / "good", "tiny", flags=["--max_num_load_retries=0"]) as server,
+        grpc.insecure_channel(server.grpc_address) as channel,
+    ):
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        message = reload_request(tiny=tmp_path / "good", deadly=tmp_path / "deadly")
+        with pytest.raises(grpc.RpcError, match="killed the process that tried it"):
+            stub.HandleReloadConfigRequest(message, timeout=60)
+        assert answer_to_zero(server) == 2.0
+
+
 def test_warm_up_records_are_run_and_a_failing_one_fails_the_load(
     offsets: Callable[[float], Path], tmp_path: Path
 ) -> None:
@@ -324,6 +403,11 @@ def test_bad_flags_and_taken_ports_exit_with_2(tmp_path: Path) -> None:
     assert run_server("--model_base_path=/m", "--batching_parameters_file=/f").returncode == 2
     missing = run_server(f"--model_config_file={tmp_path}/none.txt", "--port=18999", "--bind_address=127.0.0.1")
     assert (missing.returncode, "none.txt" in missing.stderr) == (2, True)
+    broken = tmp_path / "broken.txt"
+    broken.write_text("model_config_list {\n  nothing: 1\n}")
+    result = run_server(f"--model_config_file={broken}", "--port=18999", "--bind_address=127.0.0.1")
+    assert result.returncode == 2
+    assert f"'{broken}': Error parsing text-format tensorflow.serving.ModelServerConfig: 2:3" in result.stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

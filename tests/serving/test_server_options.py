@@ -54,6 +54,26 @@ def test_tls_socket_cors_and_no_health(recommender_path: Path, tmp_path: Path) -
         assert connection.getresponse().status == 404
 
 
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ('server_cert: "c"', "server_key"),
+        ('server_key: "k"', "server_cert"),
+        ('server_key: "k" server_cert: "c" client_verify: true', "custom_ca to check the clients' certificates"),
+    ],
+)
+def test_tls_without_what_it_needs_is_named(text: str, missing: str, tmp_path: Path) -> None:
+    file = tmp_path / "ssl.txt"
+    file.write_text(text)
+    command = [sys.executable, "-m", "serving.server", f"--model_base_path={tmp_path}", f"--ssl_config_file={file}"]
+    result = subprocess.run(
+        [*command, "--port=18998", "--bind_address=127.0.0.1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"{file} needs {missing}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_batching_is_invisible(base_path: Path, tmp_path: Path) -> None:
     parameters = tmp_path / "batching.txt"
     parameters.write_text("max_batch_size { value: 8 } batch_timeout_micros { value: 20000 }")
@@ -82,19 +102,27 @@ def test_batching_is_invisible(base_path: Path, tmp_path: Path) -> None:
 def test_the_config_file_is_read_again(base_path: Path, tmp_path: Path) -> None:
     config = tmp_path / "models.txt"
 
-    def listed(*names: str) -> str:
+    def listed(**base_paths: Path) -> str:
         entries = (
-            f'config {{ name: "{name}" base_path: "{base_path}" model_platform: "tensorflow" }}' for name in names
+            f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}'
+            for name, path in base_paths.items()
         )
         return "model_config_list {" + " ".join(entries) + "}"
 
-    config.write_text(listed("tiny"))
+    config.write_text(listed(tiny=base_path))
     flags = [f"--model_config_file={config}", "--model_config_file_poll_wait_seconds=1"]
     with ServerProcess(base_path, "tiny", flags=flags) as server:
         config.write_text("broken {")
         time.sleep(1.5)
         assert ask(server) == {"predictions": [2.5]}
-        config.write_text(listed("tiny", "second"))
+        config.write_text(listed(tiny=base_path, second=tmp_path / "wrong"))
+        give_up = time.monotonic() + 20
+        while "Could not find base path" not in server.log:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        config.write_text(
+            listed(tiny=base_path, second=base_path)
+        )  # what is waited for keeps nobody from correcting it
         give_up = time.monotonic() + 20
         while "predictions" not in ask(server, name="second"):
             assert time.monotonic() < give_up

@@ -5,6 +5,7 @@ All of it is found before TensorFlow and TFX are imported; a run that would go o
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sys
 from collections.abc import Callable
@@ -282,6 +283,18 @@ def test_a_port_in_use_is_named(shop: Path, capsys: pytest.CaptureFixture[str]) 
         assert message.startswith(f"Port {number} cannot be used (Address already in use); stop what listens there")
         assert f"give another --{flag}." in message
     assert not (shop / "socket").exists()
+
+
+def test_a_link_to_the_base_path_is_handed_on_as_it_is(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be turned to another folder while the server runs."""
+    given: list[list[str]] = []
+    module = importlib.import_module("serving.server.main")
+    monkeypatch.setattr(module, "main", lambda arguments: given.append(arguments) or 0)
+    link = shop / "current"
+    link.symlink_to(shop)
+    monkeypatch.chdir(shop)
+    assert cli.main(["serve", "current", "--model_name=shop"]) == 0
+    assert given == [[f"--model_base_path={link}", "--model_name=shop"]]
 
 
 RECOMMEND_CASES: dict[str, tuple[list[str], str]] = {

@@ -1,6 +1,7 @@
 """A version is ready when it is loaded: its first request finds everything made."""
 
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ with lean_tensorflow():
     from serving.server.loading import LoadOptions, ModelLoader, load_model
     from serving.server.metrics import Metrics
     from serving.server.probe import NICENESS
+    from serving.server.status import Code, StatusError
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +73,36 @@ def test_signature_that_cannot_run_does_not_stop_the_load(model_path: Path, tmp_
     model.close()
 
 
+def test_a_graph_without_its_variables_is_not_loaded(model_path: Path, tmp_path: Path) -> None:
+    """So a folder looks while it is copied. TensorFlow alone would load it, and every request would fail."""
+    folder = tmp_path / "1"
+    shutil.copytree(model_path, folder)
+    index = folder / "variables" / "variables.index"
+    index.unlink()
+    with pytest.raises(StatusError, match="variables.index is missing") as caught:
+        load_model(folder, LoadOptions())
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("name", ["variables/variables.data-00000-of-00001", "assets/words.txt", "assets/more"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_files_that_never_end_are_refused(name: str, kind: str, model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "1"
+    shutil.copytree(model_path, folder)
+    file = folder / name
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(StatusError, match=f"{file.name}: not a regular file"):
+        load_model(folder, LoadOptions())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
-@pytest.mark.parametrize(("is_replacing", "expected"), [(False, [0, 0, 0]), (True, [0, NICENESS, NICENESS])])
-def test_what_replaces_an_answering_version_is_restored_and_prepared_behind_the_requests(
-    is_replacing: bool, expected: list[int], model_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_answering", "expected"), [(False, [0, 0, 0]), (True, [0, NICENESS, NICENESS])])
+def test_what_is_loaded_while_others_answer_is_restored_and_prepared_behind_the_requests(
+    is_answering: bool, expected: list[int], model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, seen = os.getpriority(os.PRIO_PROCESS, 0), []
 
@@ -88,7 +116,7 @@ def test_what_replaces_an_answering_version_is_restored_and_prepared_behind_the_
     monkeypatch.setattr(saved_model, "_open_session", recording(saved_model._open_session))
     for name in ("_restore", "prepare"):
         monkeypatch.setattr(saved_model.LoadedModel, name, recording(getattr(saved_model.LoadedModel, name)))
-    loader = ModelLoader(LoadOptions(probe=False), Metrics(), None, lambda _: is_replacing)
+    loader = ModelLoader(LoadOptions(probe=False), Metrics(), None, lambda: is_answering)
     loader("tiny", 1, model_path).close()
     assert seen == expected
     assert os.getpriority(os.PRIO_PROCESS, 0) == usual

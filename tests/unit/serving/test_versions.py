@@ -103,7 +103,7 @@ def test_policies(policy: VersionPolicy, chosen: set[int]) -> None:
 def test_swap_loads_before_it_unloads(manager: VersionManager[FakeModel], loader: FakeLoader, tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     watch(manager, tmp_path)
-    assert manager.wait_available(["m"], 10) == []
+    assert manager.when_available(["m"]).result(10) == []
     with manager.servable("m") as servable:
         assert servable.version == 1
     loader.gate.clear()
@@ -128,7 +128,7 @@ def test_a_broken_version_is_retried_and_leaves_the_old_one(
 ) -> None:
     (tmp_path / "1").mkdir()
     watch(manager, tmp_path)
-    manager.wait_available(["m"], 10)
+    manager.when_available(["m"]).result(10)
     loader.broken.add(2)
     (tmp_path / "2").mkdir()
     wait_for(lambda: states(manager).get(2) is State.END)
@@ -149,7 +149,7 @@ def test_disk_decides(manager: VersionManager[FakeModel], loader: FakeLoader, tm
     (base / "1").mkdir(parents=True)
     (base / "2").mkdir()
     watch(manager, base)
-    manager.wait_available(["m"], 10)
+    manager.when_available(["m"]).result(10)
     (base / "2").rmdir()  # deleting the newest goes back to the one before it
     wait_for(lambda: states(manager).get(1) is State.AVAILABLE and states(manager)[2] is State.END)
     base.rename(tmp_path / "gone")  # a missing base path changes nothing
@@ -166,9 +166,79 @@ def test_failed_models_are_named(manager: VersionManager[FakeModel], loader: Fak
     loader.broken.add(1)
     (tmp_path / "1").mkdir()
     watch(manager, tmp_path)
-    assert manager.wait_available(["m"], 10) == ["m"]
-    with pytest.raises(StatusError, match="did not become available in time"):
-        manager.wait_available(["other"], 0.05)
+    assert manager.when_available(["m"]).result(10) == ["m"]
+
+
+def test_ports_may_open_once_every_version_was_tried(
+    manager: VersionManager[FakeModel], loader: FakeLoader, tmp_path: Path
+) -> None:
+    for name in "123":
+        (tmp_path / name).mkdir()
+    loader.broken.add(2)
+    loader.gate.clear()
+    watch(manager, tmp_path, VersionPolicy(latest=0))
+    answer = manager.when_available(["m"])
+    wait_for(lambda: loader.attempts == [3])
+    assert not answer.done()
+    loader.gate.set()
+    assert answer.result(10) == []
+    assert loader.attempts[:3] == [3, 2, 1]
+    assert states(manager)[3] is State.AVAILABLE
+
+
+def test_nobody_waits_for_ever(manager: VersionManager[FakeModel], tmp_path: Path) -> None:
+    missing = MonitoredModel("missing", tmp_path / "missing")
+    manager.watch([missing])
+    given_up, off_the_list, at_the_end = (manager.when_available(["missing"]) for _ in range(3))
+    assert given_up.cancel()
+    time.sleep(0.1)  # several looks at the disk
+    assert not off_the_list.done()
+    manager.watch([])
+    assert off_the_list.result(10) == ["missing"]
+    manager.watch([missing])
+    at_the_end = manager.when_available(["missing"])
+    manager.stop()
+    with pytest.raises(StatusError, match="shutting down"):
+        at_the_end.result(10)
+
+
+def test_a_corrected_base_path_is_tried_at_once(loader: FakeLoader, tmp_path: Path) -> None:
+    paths: list[Path] = []
+
+    def load(name: str, version: int, path: Path) -> FakeModel:
+        paths.append(path)
+        if path.parent.name == "wrong":
+            raise StatusError(Code.NOT_FOUND, "no model here")
+        return loader(name, version, path)
+
+    for name in ("wrong", "right"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    manager = VersionManager(load, poll_seconds=0.02, retries=LoadRetries(5, 3600))
+    manager.start()
+    watch(manager, tmp_path / "wrong")
+    wait_for(lambda: bool(paths))
+    watch(manager, tmp_path / "right")
+    wait_for(lambda: states(manager) == {1: State.AVAILABLE})
+    assert [path.parent.name for path in paths] == ["wrong", "right"]
+    manager.stop()
+
+
+def test_what_is_not_there_is_said_once(
+    manager: VersionManager[FakeModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base"
+    watch(manager, base)
+    wait_for(lambda: bool(caplog.messages))
+    time.sleep(0.1)
+    base.mkdir()
+    wait_for(lambda: len(caplog.messages) > 1)
+    (base / "1").mkdir()
+    manager.when_available(["m"]).result(10)
+    (base / "1").rmdir()
+    wait_for(lambda: states(manager) == {1: State.END})
+    missing, empty, again = (message for message in caplog.messages if "oaded" not in message)
+    assert missing == f"Could not find base path {base} for servable m; waiting for it."
+    assert empty == again == f"No versions of servable m found under base path {base}; waiting."
 
 
 def test_models_taken_off_the_list_are_unloaded(
@@ -176,7 +246,7 @@ def test_models_taken_off_the_list_are_unloaded(
 ) -> None:
     (tmp_path / "1").mkdir()
     watch(manager, tmp_path, VersionPolicy(latest=0))
-    manager.wait_available(["m"], 10)
+    manager.when_available(["m"]).result(10)
     manager.watch([])
     wait_for(lambda: states(manager) == {1: State.END})
     assert loader.models[1].closed == 1
