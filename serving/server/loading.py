@@ -9,17 +9,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.server.answer_cache import AnswerCache, CachingModel
 from serving.server.batch_scheduler import BatchScheduler
 from serving.server.batching import BatchingModel, ServedModel
 from serving.server.metrics import Metrics
-from serving.server.probe import NICENESS
+from serving.server.probe import NICENESS, Priority
 from serving.server.saved_model import LoadedModel, SessionThreads
 from serving.server.status import Code, StatusError
 from serving.server.warmup import run_warmup
 
-_PROBE_SECONDS = 600
+_PROBE_SECONDS = {Priority.IDLE: 60, Priority.LOW: 600}
+_REST_SHARE = 4  # of the time that a piece of the graph took
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class ModelLoader:
         return CachingModel(model, self._cache, name, self._metrics) if self._cache else model
 
 
-def load_model(path: Path, options: LoadOptions, on_imported: Callable[[], None] = lambda: None) -> LoadedModel:
-    """Loads, prepares and warms up the model of a folder."""
-    model = LoadedModel(path, options.tags, options.threads, on_imported=on_imported)
+def load_model(path: Path, options: LoadOptions, **manners: Any) -> LoadedModel:
+    """Loads, prepares and warms up the model of a folder; `manners` are further arguments of LoadedModel."""
+    model = LoadedModel(path, options.tags, options.threads, **manners)
     try:
         model.prepare()
         if options.warmup_iterations:
@@ -98,14 +100,20 @@ def load_model(path: Path, options: LoadOptions, on_imported: Callable[[], None]
 
 
 def load_behind_requests(path: Path, options: LoadOptions) -> LoadedModel:
-    """Does the same at a low priority, while others answer requests.
+    """Does the same while others answer requests, so that these wait little.
 
-    Restoring variables and optimising graphs takes a core for a second, outside the interpreter. The import of the
-    graph comes before that at the usual priority: it holds the interpreter for 20 to 30 ms, so requests would wait for
-    whatever kept it from a core. Needs a thread of its own, as a priority once lowered stays low.
+    The import of the graph holds the interpreter, which each request takes several times: it rests after each piece,
+    and keeps the usual priority, or requests would wait for whatever kept it from a core. Restoring variables and
+    optimising graphs takes a core for a second or more, outside the interpreter, at a low priority. Needs a thread of
+    its own, as a priority once lowered stays low.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
-        return executor.submit(load_model, path, options, _lower_priority).result()
+        return executor.submit(load_model, path, options, after_piece=_rest, on_imported=_lower_priority).result()
+
+
+def _rest(seconds: float) -> None:
+    """Lets requests run for a while after they have waited."""
+    time.sleep(_REST_SHARE * seconds)
 
 
 def _lower_priority() -> None:
@@ -115,10 +123,11 @@ def _lower_priority() -> None:
 
 
 def probe_version(path: Path, options: LoadOptions) -> None:
-    """Loads a folder in a process of its own, at a low priority.
+    """Loads a folder in a process of its own, which takes the cores that nobody wants.
 
     TensorFlow aborts the whole process on some damaged graphs. Better a process that serves nobody: while the probe
-    dies, what is served goes on answering.
+    dies, what is served goes on answering. Where requests leave no core free for a minute, it is tried again at a low
+    priority.
 
     Raises:
         StatusError: The error of the load; INTERNAL if the process died of it.
@@ -126,25 +135,29 @@ def probe_version(path: Path, options: LoadOptions) -> None:
     threads = options.threads
     arguments = [str(path), ",".join(options.tags), str(threads.intra_op), str(threads.inter_op)]
     command = [sys.executable, "-m", "serving.server.probe", *arguments, str(options.warmup_iterations)]
-    try:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StatusError(
-            Code.DEADLINE_EXCEEDED, f"Loading {path} took more than {_PROBE_SECONDS} s in the probe."
-        ) from error
-    if result.returncode == 0:
+    for priority, seconds in _PROBE_SECONDS.items():
+        try:
+            result = subprocess.run(
+                [*command, priority.value],
+                capture_output=True,
+                timeout=seconds,
+                check=False,
+                env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            continue
+        if result.returncode != 0:
+            raise _probe_error(path, result)
         return
+    raise StatusError(Code.DEADLINE_EXCEEDED, f"Loading {path} took more than {seconds} s in the probe.")
+
+
+def _probe_error(path: Path, result: "subprocess.CompletedProcess[bytes]") -> StatusError:
     try:
         report = json.loads(result.stdout.splitlines()[-1])
-        raise StatusError(Code(report["code"]), report["message"])
+        return StatusError(Code(report["code"]), report["message"])
     except (ValueError, IndexError, KeyError, TypeError):
         tail = result.stderr.decode(errors="replace")[-500:]
-        raise StatusError(
+        return StatusError(
             Code.INTERNAL, f"Loading {path} killed the process that tried it (exit {result.returncode}): {tail}"
-        ) from None
+        )

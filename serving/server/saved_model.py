@@ -22,6 +22,7 @@ from tensorflow.python.client import pywrap_tf_session as c_api
 # Registers the exception classes that the C API raises; without it the first error aborts the process.
 from tensorflow.python.framework import errors_impl
 
+from serving.server.graph_import import import_graph
 from serving.server.status import Code, StatusError, invalid_argument
 from serving.server.tensors import object_array
 
@@ -50,6 +51,7 @@ class LoadedModel:
         path: Folder that holds `saved_model.pb`.
         tags: Tags of the MetaGraph to load.
         threads: Thread counts of the session.
+        after_piece: Called after each piece of the graph that is imported, with the seconds that it took.
         on_imported: Called when the graph is imported, before the variables are restored.
 
     Raises:
@@ -62,6 +64,7 @@ class LoadedModel:
         tags: Collection[str] = ("serve",),
         threads: SessionThreads | None = None,
         *,
+        after_piece: Callable[[float], None] = lambda _: None,
         on_imported: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
@@ -72,7 +75,7 @@ class LoadedModel:
         self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
         self._session = None
         try:
-            self._graph, self._session = _open_session(meta_graph, threads or SessionThreads())
+            self._graph, self._session = _open_session(meta_graph, threads or SessionThreads(), after_piece)
             on_imported()
             self._restore(meta_graph)
         except errors_impl.OpError as error:
@@ -221,17 +224,10 @@ def _check_files(path: Path, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
                     raise StatusError(Code.NOT_FOUND, f"Could not read {file}: not a regular file")
 
 
-def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads) -> tuple[Any, Any]:
-    graph = c_api.PyGraph()
-    options = c_api.TF_NewImportGraphDefOptions()
-    buffer = c_api.TF_NewBufferFromString(meta_graph.graph_def.SerializeToString())
-    try:
-        c_api.TF_ImportGraphDefOptionsSetPrefix(options, "")
-        results = c_api.TF_GraphImportGraphDefWithResults(graph, buffer, options)
-        c_api.TF_DeleteImportGraphDefResults(results)
-    finally:
-        c_api.TF_DeleteBuffer(buffer)
-        c_api.TF_DeleteImportGraphDefOptions(options)
+def _open_session(
+    meta_graph: meta_graph_pb2.MetaGraphDef, threads: SessionThreads, after_piece: Callable[[float], None]
+) -> tuple[Any, Any]:
+    graph = import_graph(meta_graph.graph_def, after_piece)
     config = config_pb2.ConfigProto(
         intra_op_parallelism_threads=threads.intra_op, inter_op_parallelism_threads=threads.inter_op
     )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,10 +15,10 @@ from serving.lean_tensorflow import lean_tensorflow
 with lean_tensorflow():
     from tensorflow_serving.apis import predict_pb2
 
-    from serving.server import inference, saved_model
+    from serving.server import inference, loading, saved_model
     from serving.server.loading import LoadOptions, ModelLoader, load_model
     from serving.server.metrics import Metrics
-    from serving.server.probe import NICENESS
+    from serving.server.probe import NICENESS, Priority
     from serving.server.status import Code, StatusError
 
 
@@ -116,7 +117,33 @@ def test_what_is_loaded_while_others_answer_is_restored_and_prepared_behind_the_
     monkeypatch.setattr(saved_model, "_open_session", recording(saved_model._open_session))
     for name in ("_restore", "prepare"):
         monkeypatch.setattr(saved_model.LoadedModel, name, recording(getattr(saved_model.LoadedModel, name)))
+    rests: list[float] = []
+    monkeypatch.setattr(loading, "_rest", rests.append)
     loader = ModelLoader(LoadOptions(probe=False), Metrics(), None, lambda: is_answering)
     loader("tiny", 1, model_path).close()
     assert seen == expected
+    assert (len(rests) > 10) == is_answering
     assert os.getpriority(os.PRIO_PROCESS, 0) == usual
+
+
+def test_a_probe_that_gets_no_core_is_tried_at_a_higher_priority(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_PROBE_SECONDS", {Priority.IDLE: 0.001, Priority.LOW: 120})
+    loading.probe_version(model_path, LoadOptions())
+    monkeypatch.setattr(loading, "_PROBE_SECONDS", {Priority.IDLE: 0.001, Priority.LOW: 0.002})
+    with pytest.raises(StatusError, match=r"took more than 0.002 s in the probe") as caught:
+        loading.probe_version(model_path, LoadOptions())
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
+def test_priorities_of_the_probe() -> None:
+    code = (
+        "import os; from serving.server.probe import Priority; Priority('{}').take(); "
+        "print(os.sched_getscheduler(0), os.nice(0))"
+    )
+    for priority, policy in ((Priority.IDLE, os.SCHED_IDLE), (Priority.LOW, os.SCHED_OTHER)):
+        command = [sys.executable, "-c", code.format(priority.value)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert [int(word) for word in answer] == [policy, os.nice(0) + NICENESS]
