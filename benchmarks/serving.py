@@ -45,7 +45,9 @@ def main() -> int:
     parser.add_argument("--dimensions", type=int, default=64, help="of model and vectors, for `batching`")
     parser.add_argument("--batch_threads", type=int, default=1, help="num_batch_threads for `batching`")
     parser.add_argument("--batch_timeout_micros", type=int, default=2000, help="for `batching`")
-    parser.add_argument("--ghz", default="", help="the program that sends the load of `batching`, instead of Python")
+    parser.add_argument(
+        "--ghz", default="", help="program that sends load instead of Python, for `batching` and `overhead`"
+    )
     parser.add_argument("--seed", type=int, default=0, help="for `fuzz`")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()

@@ -65,6 +65,8 @@ class ModelLoader:
         self._scheduler = scheduler
         self._is_answering = is_answering
         self._cache = cache
+        self._probe: subprocess.Popen[bytes] | None = None
+        self._is_stopped = False
 
     def __call__(self, name: str, version: int, path: Path) -> ServedModel:
         """Loads one version.
@@ -76,7 +78,7 @@ class ModelLoader:
         try:
             is_answering = self._is_answering()
             if self._options.probe and is_answering:
-                probe_version(path, self._options)
+                probe_version(path, self._options, self._note_probe)
             loaded = (load_behind_requests if is_answering else load_model)(path, self._options)
         except BaseException:
             self._metrics.count_load(path, time.perf_counter() - started, succeeded=False)
@@ -84,6 +86,17 @@ class ModelLoader:
         self._metrics.count_load(path, time.perf_counter() - started, succeeded=True)
         model: ServedModel = BatchingModel(loaded, self._scheduler, self._metrics) if self._scheduler else loaded
         return CachingModel(model, self._cache, name, self._metrics) if self._cache else model
+
+    def stop(self) -> None:
+        """Ends the trial process under way, and any later one: the server need not wait for them to stop."""
+        self._is_stopped = True
+        if self._probe is not None:
+            self._probe.kill()
+
+    def _note_probe(self, process: "subprocess.Popen[bytes]") -> None:
+        self._probe = process
+        if self._is_stopped:
+            process.kill()
 
 
 def load_model(path: Path, options: LoadOptions, **manners: Any) -> LoadedModel:
@@ -122,12 +135,19 @@ def _lower_priority() -> None:
         os.nice(NICENESS)
 
 
-def probe_version(path: Path, options: LoadOptions) -> None:
+def probe_version(
+    path: Path, options: LoadOptions, on_start: Callable[["subprocess.Popen[bytes]"], None] = lambda _: None
+) -> None:
     """Loads a folder in a process of its own, which takes the cores that nobody wants.
 
     TensorFlow aborts the whole process on some damaged graphs. Better a process that serves nobody: while the probe
     dies, what is served goes on answering. Where requests leave no core free for a minute, it is tried again at a low
     priority.
+
+    Args:
+        path: The folder.
+        options: As for the load that follows.
+        on_start: Gets the process.
 
     Raises:
         StatusError: The error of the load; INTERNAL if the process died of it.
@@ -136,28 +156,31 @@ def probe_version(path: Path, options: LoadOptions) -> None:
     arguments = [str(path), ",".join(options.tags), str(threads.intra_op), str(threads.inter_op)]
     command = [sys.executable, "-m", "serving.server.probe", *arguments, str(options.warmup_iterations)]
     for priority, seconds in _PROBE_SECONDS.items():
-        try:
-            result = subprocess.run(
-                [*command, priority.value],
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-                env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-            )
-        except subprocess.TimeoutExpired:
-            continue
-        if result.returncode != 0:
-            raise _probe_error(path, result)
+        with subprocess.Popen(
+            [*command, priority.value],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        ) as process:
+            on_start(process)
+            try:
+                output, log = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                continue
+        if process.returncode != 0:
+            raise _probe_error(path, process.returncode, output, log)
         return
     raise StatusError(Code.DEADLINE_EXCEEDED, f"Loading {path} took more than {seconds} s in the probe.")
 
 
-def _probe_error(path: Path, result: "subprocess.CompletedProcess[bytes]") -> StatusError:
+def _probe_error(path: Path, returncode: int, output: bytes, log: bytes) -> StatusError:
     try:
-        report = json.loads(result.stdout.splitlines()[-1])
+        report = json.loads(output.splitlines()[-1])
         return StatusError(Code(report["code"]), report["message"])
     except (ValueError, IndexError, KeyError, TypeError):
-        tail = result.stderr.decode(errors="replace")[-500:]
+        tail = log.decode(errors="replace")[-500:]
         return StatusError(
-            Code.INTERNAL, f"Loading {path} killed the process that tried it (exit {result.returncode}): {tail}"
+            Code.INTERNAL, f"Loading {path} killed the process that tried it (exit {returncode}): {tail}"
         )

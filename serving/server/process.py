@@ -59,9 +59,11 @@ class ModelServer:
         self._scheduler = scheduler = BatchScheduler(_batching_parameters(flags)) if flags.enable_batching else None
         self._cache = AnswerCache(flags.answer_cache_bytes) if flags.answer_cache_bytes else None
         self._is_answering = False
-        loader = ModelLoader(_load_options(flags), self._metrics, scheduler, lambda: self._is_answering, self._cache)
+        self._loader = ModelLoader(
+            _load_options(flags), self._metrics, scheduler, lambda: self._is_answering, self._cache
+        )
         self._manager: VersionManager[ServedModel] = VersionManager(
-            loader,
+            self._loader,
             poll_seconds=flags.file_system_poll_wait_seconds,
             retries=LoadRetries(flags.max_num_load_retries, flags.load_retry_interval_micros / 1e6),
         )
@@ -141,6 +143,7 @@ class ModelServer:
 
     def _close(self) -> None:
         self._pool.close()
+        self._loader.stop()
         self._manager.stop()
         if self._scheduler is not None:
             self._scheduler.close()

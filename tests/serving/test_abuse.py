@@ -256,6 +256,23 @@ def test_a_version_that_kills_the_process_leaves_the_server_alone(base_path: Pat
         assert_still_answers(server)
 
 
+def test_a_version_that_is_being_tried_does_not_keep_the_server_from_stopping(base_path: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(base_path / "1", tmp_path / "1")
+    with ServerProcess(tmp_path, "tiny") as server:
+        process = psutil.Process(server.pid)
+        (tmp_path / "2").symlink_to(base_path / "1")
+        give_up = time.monotonic() + 30
+        while not (children := process.children()):
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+        children[0].suspend()  # it will not end by itself
+        process.terminate()
+        assert process.wait(10) in (0, None)
+        assert not children[0].is_running()
+
+
 def _post(server: ServerProcess, model: str, body: bytes) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(server.rest_address, timeout=60)
     connection.request("POST", f"/v1/models/{model}:predict", body)
